@@ -1,0 +1,266 @@
+//! serve: runs a node until it is told to stop.
+//!
+//! ```text
+//! port ── log ── doors open (data: 503) ── node recovers ── data served ── banner
+//! SIGTERM or SIGINT: /readyz 503, no new connections, requests in flight finish, node stops, exit 0
+//! the second signal: exit at once
+//! ```
+//!
+//! One current-thread runtime a worker thread, each with a listener of its own; the first is the main thread's, and the
+//! node's own loops run there.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // the command line is where the real world begins
+
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::log;
+use crate::cluster::assign;
+use crate::config::Config;
+use crate::env::Env;
+use crate::http::body::BodyLimits;
+use crate::http::{Api, ApiLimits, ApiSettings, Body, ServerLimits, bind, serve};
+use crate::node::Node;
+use crate::rpc::tcp::{Server, TcpSettings, TcpTransport, set_worker};
+use crate::util::shutdown::{Shutdown, ShutdownListener};
+
+/// File descriptors kept for tables, logs and peers.
+const DESCRIPTORS_RESERVED: u64 = 512;
+/// Connections of clients a node takes, at most.
+const CONNECTIONS_MAX: u64 = 10_000;
+/// How long a body may take before its rate counts, and the rate it must keep.
+const BODY_GRACE: Duration = Duration::from_secs(10);
+const BODY_RATE_MIN: usize = 16 << 10;
+
+/// How long the node's tasks may take to end once it has stopped.
+const TASKS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Runs a node, and logs `warnings` about its settings. Whatever keeps it from starting is said in one line on stderr.
+pub fn run(config: &Config, warnings: &[String]) -> ExitCode {
+    match start(config, warnings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(config: &Config, warnings: &[String]) -> Result<(), String> {
+    let connections_max = raise_descriptor_limit();
+    let mut listeners = listen(config)?;
+    log::init(config)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = runtime()?;
+    let first = listeners.remove(0);
+    let limits = ServerLimits {
+        connections_max: connections_max / config.worker_threads.max(1),
+        ..ServerLimits::default()
+    };
+    let parts = Parts::new(config);
+    let stop = Arc::new(Shutdown::default());
+    let stopped = Shutdown::default();
+    let workers: Vec<_> = listeners
+        .into_iter()
+        .zip(1..)
+        .map(|(listener, number)| {
+            let (stop, stopped) = (stop.listener(), stopped.listener());
+            worker(number, listener, limits, stop, stopped, parts.clone())
+        })
+        .collect::<Result<_, _>>()?;
+    let result = runtime.block_on(live(config, first, limits, &stop, &parts));
+    stop.signal();
+    stopped.signal();
+    for worker in workers {
+        let _ = worker.join(); // a worker that panicked has said so
+    }
+    result
+}
+
+/// What all workers share.
+#[derive(Clone)]
+struct Parts {
+    api: Api,
+    env: Env,
+    transport: Arc<TcpTransport>,
+}
+
+impl Parts {
+    fn new(config: &Config) -> Self {
+        let env = Env::real();
+        let settings = TcpSettings {
+            own: config.own_id(),
+            cluster_name: config.cluster_name.clone(),
+            ring: Arc::new(assign(None, &config.membership(), config.ring_settings())),
+            secret: config.secret.clone(),
+        };
+        let transport = Arc::new(TcpTransport::new(settings, env.clone()));
+        let settings = ApiSettings {
+            volume_id: config.volume_id.clone(),
+            tokens: config.api_tokens.clone(),
+            slow_request_time: config.slow_request_time,
+        };
+        Self { api: Api::with(api_limits(config), settings), env, transport }
+    }
+
+    /// Recovers the node. On a thread of its own, so that the doors answer meanwhile; its loops run on this runtime.
+    async fn start_node(&self, config: &Config) -> Result<Node, String> {
+        let (config, env, transport) = (config.clone(), self.env.clone(), self.transport.clone());
+        let starting = tokio::task::spawn_blocking(move || Node::start(config, env, transport));
+        match starting.await {
+            Ok(started) => started.map_err(|error| error.to_string()),
+            Err(error) => Err(format!("cannot start: {error}")),
+        }
+    }
+
+    /// Lets clients and peers in.
+    fn open(&self, node: &Node) {
+        let server = Server::new(&self.transport, node.handler());
+        self.api.open_to_peers(Box::new(move |mut request, peer| {
+            server.accept_upgrade(&mut request, peer).map(Body::whole)
+        }));
+        self.api.open(node.coordinator());
+    }
+}
+
+fn runtime() -> Result<Runtime, String> {
+    Builder::new_current_thread().enable_all().build().map_err(|error| format!("cannot start: {error}"))
+}
+
+fn worker(
+    number: u16,
+    listener: TcpListener,
+    limits: ServerLimits,
+    stop: ShutdownListener,
+    mut stopped: ShutdownListener,
+    parts: Parts,
+) -> Result<JoinHandle<()>, String> {
+    let runtime = runtime()?;
+    std::thread::Builder::new()
+        .name(format!("kv-worker-{number}"))
+        .spawn(move || {
+            set_worker(number);
+            let door = parts.api.door();
+            let ended = runtime.block_on(async {
+                parts.transport.connect();
+                let ended = serve(listener, limits, stop, door).await;
+                stopped.signalled().await; // writes that were answered may still be on their way to a third replica
+                ended
+            });
+            if let Err(error) = ended {
+                tracing::error!(%error, number, "worker ended");
+            }
+        })
+        .map_err(|error| format!("cannot start worker {number}: {error}"))
+}
+
+/// Opens the port once for each worker.
+fn listen(config: &Config) -> Result<Vec<TcpListener>, String> {
+    let addr = SocketAddr::new(config.bind_addr, config.port);
+    let refused = |error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => format!("port {} is taken", config.port),
+        _ => format!("cannot listen on {addr}: {error}"),
+    };
+    let alone = bind(addr, false).map_err(refused)?;
+    if config.worker_threads <= 1 {
+        return Ok(vec![alone]);
+    }
+    // Listeners that share a port would also share it with another node: only the one that has it alone can tell.
+    let addr = alone.local_addr().map_err(refused)?;
+    drop(alone);
+    (0..config.worker_threads).map(|_| bind(addr, true).map_err(refused)).collect()
+}
+
+async fn live(
+    config: &Config,
+    listener: TcpListener,
+    limits: ServerLimits,
+    stop: &Arc<Shutdown>,
+    parts: &Parts,
+) -> Result<(), String> {
+    let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
+    let addr = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
+    let serving = tokio::spawn(serve(listener, limits, stop.listener(), parts.api.door()));
+    parts.transport.connect();
+    let node = tokio::select! {
+        biased;
+        () = signals.next() => return Ok(()), // nothing was promised to anybody yet
+        node = parts.start_node(config) => node?,
+    };
+    parts.open(&node);
+    banner(config, addr);
+    signals.next().await;
+    tracing::info!("stopping");
+    tokio::spawn(async move {
+        signals.next().await;
+        tracing::warn!("stopped at once by a second signal");
+        std::process::exit(1);
+    });
+    parts.api.drain();
+    stop.signal();
+    match serving.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "listener ended"),
+        Err(error) => tracing::error!(%error, "listener ended"),
+    }
+    node.stop().await;
+    parts.transport.close();
+    if !parts.env.tasks.wait(TASKS_PATIENCE).await {
+        tracing::warn!(tasks = parts.env.tasks.len(), "tasks cut short");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn api_limits(config: &Config) -> ApiLimits {
+    ApiLimits {
+        value_size_max: config.value_size_max,
+        body: BodyLimits { size_max: config.body_size_max, grace: BODY_GRACE, rate_min: BODY_RATE_MIN },
+        inflight_bytes_max: config.inflight_bytes_max,
+    }
+}
+
+/// Takes as many file descriptors as the system gives, and says how many connections that makes.
+fn raise_descriptor_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let in_force = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
+    let descriptors = in_force.current.unwrap_or(u64::MAX);
+    let connections = descriptors.saturating_sub(DESCRIPTORS_RESERVED).clamp(64, CONNECTIONS_MAX);
+    connections as usize
+}
+
+fn banner(config: &Config, addr: SocketAddr) {
+    let (banner, rule) = (config.banner(), "=".repeat(47));
+    let text = format!("{banner}\n kv-store Node running on port {}\n{rule}", addr.port());
+    let _ = writeln!(io::stdout(), "{text}"); // a closed stdout is no reason to stop
+}

@@ -1,0 +1,365 @@
+//! The commit job: takes a group of writers through append, sync and insert, and seals memtables.
+//!
+//! ```text
+//! check space ─► pace ─► seal if full ─► stage, make room ─► append ─► sync ─► insert ─► done, done, done
+//!    │no           │stop                      │no                  │failed
+//!    ▼             ▼                          ▼                    ▼
+//! NoSpace        parked: progress           NoSpace              Io; the engine is poisoned: all later writes
+//!                of the background                               are refused until it is opened anew
+//!                kicks it again
+//! ```
+//!
+//! One job runs at a time (`CommitQueue`), and a job is one group. Nothing that failed is tried again for the same
+//! writers: what a failed write or sync left on disk is unknown, and a second sync proves nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::commit_queue::{GROUP_BYTES_MAX, Next, Write};
+use super::db::{Memory, Shared};
+use super::memtable::Memtable;
+use super::wal::writer::{LogWriter, NewLog};
+use super::wal::{self, Opening};
+use super::{Durability, Error, Written};
+use crate::env::Mistake;
+
+/// The log of the active memtable, and what came before it. Held by the commit job alone.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    /// Absent until the first write after opening or sealing.
+    pub writer: Option<LogWriter>,
+    /// The log before: what the next one's opening frame says.
+    pub last: Opening,
+}
+
+/// Sealed memtables that may wait for their flush before the next one must.
+const SEALED_MAX: usize = 2;
+/// From this multiple of `l0_files_max` on, groups are made smaller the further compaction is behind.
+const SLOWDOWN_FACTOR: usize = 2;
+/// At this multiple of `l0_files_max` writers wait until compaction has made progress.
+const STOP_FACTOR: usize = 3;
+/// A slowed-down group has at least this many bytes.
+const SLOW_BYTES_MIN: usize = 16 << 10;
+
+/// How fast writers may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// Groups of this many bytes.
+    Go(usize),
+    /// Groups of this few bytes: compaction is behind.
+    Slow(usize),
+    /// Not at all until a flush or a compaction is done.
+    Stop,
+}
+
+/// Decides how fast writers may go.
+fn pace(l0_files: usize, l0_files_max: usize, sealed: usize, is_full: bool) -> Pace {
+    let slowdown = l0_files_max.max(1) * SLOWDOWN_FACTOR;
+    if l0_files >= l0_files_max.max(1) * STOP_FACTOR || (is_full && sealed >= SEALED_MAX) {
+        return Pace::Stop;
+    }
+    match l0_files.checked_sub(slowdown) {
+        None => Pace::Go(GROUP_BYTES_MAX),
+        Some(behind) => Pace::Slow((GROUP_BYTES_MAX >> (4 + behind.min(8))).max(SLOW_BYTES_MIN)),
+    }
+}
+
+/// What a job has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// What it took from the queue is finished.
+    Taken,
+    /// Nothing: writers must wait for the background.
+    Stalled,
+}
+
+impl Shared {
+    /// Starts a commit of what is queued, unless one is running.
+    pub fn kick(self: &Arc<Self>) {
+        if self.queue.start() {
+            self.hand_over_commit();
+        }
+    }
+
+    fn hand_over_commit(self: &Arc<Self>) {
+        let shared = self.clone();
+        self.env.pool.submit(self.options.commit_lane, move || shared.commit_job());
+    }
+
+    fn commit_job(self: Arc<Self>) {
+        match self.commit_next() {
+            Step::Taken => {
+                if self.queue.finish() {
+                    self.hand_over_commit();
+                }
+            }
+            Step::Stalled => {
+                self.queue.park();
+                // Progress made before the line above found a job running and kicked nothing.
+                if self.pace() != Pace::Stop {
+                    self.kick();
+                }
+            }
+        }
+    }
+
+    fn commit_next(self: &Arc<Self>) -> Step {
+        if self.health.poisoned.load(Ordering::Acquire) {
+            self.queue.refuse_all(&Error::Poisoned);
+            return Step::Taken;
+        }
+        match self.queue.peek() {
+            Next::Nothing => Step::Taken,
+            Next::Seal => {
+                self.seal_on_request();
+                Step::Taken
+            }
+            Next::Writes => self.commit_group(),
+        }
+    }
+
+    fn commit_group(self: &Arc<Self>) -> Step {
+        if let Err(error) = self.check_space() {
+            self.refuse_group(&error);
+            return Step::Taken;
+        }
+        let pace = self.pace();
+        let was_throttled = self.health.throttled.swap(!matches!(pace, Pace::Go(_)), Ordering::Relaxed);
+        if !was_throttled && !matches!(pace, Pace::Go(_)) {
+            self.counters.throttles.fetch_add(1, Ordering::Relaxed);
+        }
+        let bytes_max = match pace {
+            Pace::Go(bytes) | Pace::Slow(bytes) => bytes,
+            Pace::Stop if self.has_background_work() => return Step::Stalled,
+            Pace::Stop => {
+                // Compaction failed, or its inputs are damaged: these writers must not wait for ever, and for those
+                // who come later it is tried once more.
+                self.refuse_group(&Error::Busy { queued: self.queue.bytes() });
+                self.resume_background();
+                return Step::Taken;
+            }
+        };
+        self.write_group(bytes_max);
+        Step::Taken
+    }
+
+    fn pace(&self) -> Pace {
+        let sealed = self.memory.load().sealed.len();
+        pace(self.versions.current().l0_files(), self.options.l0_files_max, sealed, self.is_full())
+    }
+
+    /// Whether the active memtable or its log has reached its size.
+    fn is_full(&self) -> bool {
+        let log_len = self.log.lock().writer.as_ref().map_or(0, LogWriter::written);
+        let active = self.memory.load().active.clone();
+        !active.is_empty()
+            && (active.bytes() >= self.options.memtable_size || log_len >= self.options.log_size_max())
+    }
+
+    /// Refuses writes while the disk is nearly full: what is in memory must still find room in tables.
+    fn check_space(self: &Arc<Self>) -> Result<(), Error> {
+        let free =
+            self.env.fs.free_space(&self.dir).map_err(|e| Error::io("ask for free space", &self.dir, e))?;
+        let needed = 2 * self.options.memtable_size as u64;
+        let is_out = free < needed;
+        if self.health.out_of_space.swap(is_out, Ordering::Relaxed) && !is_out {
+            self.resume_background(); // what failed for want of space is tried again
+        }
+        if is_out { Err(Error::NoSpace { free, needed }) } else { Ok(()) }
+    }
+
+    fn refuse_group(&self, error: &Error) {
+        for write in self.queue.take_group(GROUP_BYTES_MAX) {
+            (write.done)(Err(error.clone()));
+        }
+    }
+
+    /// Takes a group all the way.
+    fn write_group(self: &Arc<Self>, bytes_max: usize) {
+        if self.is_full()
+            && let Err(failure) = self.seal()
+        {
+            return self.fail_group(self.queue.take_group(bytes_max), &failure);
+        }
+        let group = self.queue.take_group(bytes_max);
+        if let Err(failure) = self.append_group(&group) {
+            return self.fail_group(group, &failure);
+        }
+        let active = self.memory.load().active.clone();
+        let written: Vec<Written> = group.iter().map(|write| self.insert(&active, write)).collect();
+        for (write, written) in group.into_iter().zip(written) {
+            (write.done)(Ok(written));
+        }
+        if self.env.planted.has(Mistake::AckBeforeSync) {
+            self.sync_later();
+        }
+    }
+
+    /// Makes a group durable, as far as that was asked for.
+    fn append_group(&self, group: &[Write]) -> Result<(), Failure> {
+        let mut log = self.log.lock();
+        let mut writer = match log.writer.take() {
+            Some(writer) => writer,
+            None => self.new_log(log.last)?,
+        };
+        for write in group.iter().filter(|write| !write.batch.is_empty()) {
+            writer.stage(&write.batch);
+        }
+        if let Err(error) = writer.make_room() {
+            writer.unstage();
+            log.writer = Some(writer);
+            return Err(Failure::in_making_room(error));
+        }
+        // From here on a failure leaves the log in an unknown state, so it is not put back.
+        let bytes = writer.append().map_err(Failure::fatal)?;
+        self.counters.wal_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let is_planted = self.env.planted.has(Mistake::AckBeforeSync);
+        if bytes > 0 && self.options.durability == Durability::Synced && !is_planted {
+            writer.sync().map_err(Failure::fatal)?;
+            self.counters.wal_syncs.fetch_add(1, Ordering::Relaxed);
+        }
+        log.writer = Some(writer);
+        Ok(())
+    }
+
+    /// The planted mistake: the sync comes in a job of its own, after the acknowledgement.
+    fn sync_later(self: &Arc<Self>) {
+        let shared = self.clone();
+        self.env.pool.submit(self.options.commit_lane, move || {
+            if let Some(writer) = &mut shared.log.lock().writer {
+                let _ = writer.sync(); // a mistake has no better answer
+            }
+        });
+    }
+
+    fn insert(&self, active: &Memtable, write: &Write) -> Written {
+        let mut written = Written::default();
+        for (key, record) in write.batch.items() {
+            let overtaken_by = active.insert(key, record);
+            written.overtaken += u32::from(overtaken_by.is_some());
+            written.newest = written.newest.max(overtaken_by);
+        }
+        self.counters.batches_written.fetch_add(1, Ordering::Relaxed);
+        self.counters.records_written.fetch_add(write.batch.items().len() as u64, Ordering::Relaxed);
+        self.counters.overtaken.fetch_add(u64::from(written.overtaken), Ordering::Relaxed);
+        written
+    }
+
+    /// Tells a group that it failed. A fatal failure poisons the engine: whatever is queued is refused, too.
+    fn fail_group(&self, group: Vec<Write>, failure: &Failure) {
+        if failure.is_fatal {
+            self.health.poisoned.store(true, Ordering::Release);
+        }
+        for write in group {
+            (write.done)(Err(failure.error.clone()));
+        }
+        if failure.is_fatal {
+            self.poison(&failure.error);
+        }
+    }
+
+    /// Begins the log of the active memtable.
+    fn new_log(&self, opening: Opening) -> Result<LogWriter, Failure> {
+        let number = self.memory.load().active.log_number();
+        let recycled = self.background.lock().recycled.pop();
+        let step = self.options.log_step();
+        let new = NewLog { number, opening, step, recycled: recycled.as_deref() };
+        match LogWriter::create(&self.env, &self.dir, &new) {
+            Ok(writer) => {
+                self.background.lock().logs.push(number);
+                Ok(writer)
+            }
+            Err(error) => {
+                if recycled.is_none() {
+                    // Best effort: it may fill a disk that is full as it is. Recovery skips what is left of it.
+                    let _ = self.env.fs.remove(&self.dir.join(wal::file_name(number)));
+                }
+                Err(Failure::in_making_room(error))
+            }
+        }
+    }
+
+    /// Seals the active memtable, all of which is synced and inserted, and lets it be flushed. The next write
+    /// begins a new log.
+    fn seal(self: &Arc<Self>) -> Result<(), Failure> {
+        {
+            let mut log = self.log.lock();
+            if let Some(mut writer) = log.writer.take() {
+                if !writer.is_synced() {
+                    writer.sync().map_err(Failure::fatal)?; // buffered: the next log will say that this one is synced
+                    self.counters.wal_syncs.fetch_add(1, Ordering::Relaxed);
+                }
+                log.last = Opening { previous: writer.number(), previous_end: writer.written() };
+            }
+        }
+        let fresh = Arc::new(Memtable::new(self.versions.new_file_number(), self.env.rng.u64()));
+        {
+            let _background = self.background.lock(); // the other one who changes `memory`
+            let memory = self.memory.load();
+            let sealed = std::iter::once(&memory.active).chain(&memory.sealed).cloned().collect();
+            self.memory.store(Arc::new(Memory { active: fresh, sealed }));
+        }
+        self.schedule_background();
+        Ok(())
+    }
+
+    /// Seals what was written, if anything was, and has the waiters told once it is all in tables.
+    fn seal_on_request(self: &Arc<Self>) {
+        let waiters = self.queue.take_seals();
+        if !self.memory.load().active.is_empty()
+            && let Err(failure) = self.seal()
+        {
+            self.poison(&failure.error);
+            for done in waiters {
+                done(Err(failure.error.clone()));
+            }
+            return;
+        }
+        self.when_flushed(waiters);
+    }
+}
+
+/// Why a group was not written.
+#[derive(Debug)]
+struct Failure {
+    error: Error,
+    /// Whether the engine must be opened anew before it writes again.
+    is_fatal: bool,
+}
+
+impl Failure {
+    /// What is on disk is unknown.
+    fn fatal(error: Error) -> Self {
+        Self { error, is_fatal: true }
+    }
+
+    /// Nothing of the group was written; a full disk is no reason to stop for good.
+    fn in_making_room(error: Error) -> Self {
+        let is_fatal = !error.is_no_space();
+        let error = if is_fatal { error } else { Error::NoSpace { free: 0, needed: 0 } };
+        Self { error, is_fatal }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writers_go_slower_the_further_compaction_is_behind_and_stop_in_the_end() {
+        let at = |l0_files| pace(l0_files, 4, 0, false);
+        assert_eq!(at(7), Pace::Go(GROUP_BYTES_MAX));
+        let (Pace::Slow(first), Pace::Slow(last)) = (at(8), at(11)) else {
+            panic!("slowed down from 8 to 11")
+        };
+        assert!(GROUP_BYTES_MAX > first && first > last && last >= SLOW_BYTES_MIN);
+        assert_eq!(at(12), Pace::Stop);
+    }
+
+    #[test]
+    fn a_full_memtable_waits_while_two_are_waiting_for_their_flush() {
+        assert_eq!(pace(0, 4, 2, true), Pace::Stop);
+        assert_eq!(pace(0, 4, 2, false), Pace::Go(GROUP_BYTES_MAX));
+        assert_eq!(pace(0, 4, 1, true), Pace::Go(GROUP_BYTES_MAX));
+    }
+}

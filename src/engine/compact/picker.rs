@@ -1,0 +1,395 @@
+//! `CompactionPicker`: which tables to rewrite next. Pure.
+//!
+//! ```text
+//! score   L0: tables / l0_files_max      deeper: bytes / limit      the highest from 1.0 on is picked
+//! limit   L1: four memtables             each deeper level: ten times the one above      L6: none
+//!
+//! L0      ├──a──┤  ├───c───┤             a and what overlaps it, and what overlaps that, go together
+//!            ├──b──┤          ├─d─┤      (a, b, c), with what they overlap of L1
+//! L1+     the first table behind the level's pointer, round and round, with what it overlaps below
+//! ```
+//!
+//! A table that nothing below overlaps is moved, not rewritten. A table with a damaged block is left alone, since
+//! trying again would find the same damage, and so are tables of a deeper level that could only be compacted together
+//! with it. Of L0 the others go on without it, into L0 where they must: writers stop when L0 has too many tables,
+//! and damage alone should not stop them. (Where a record lies says nothing about its age, so any tables may be
+//! compacted without any others, as long as those of one deeper level do not come to overlap.)
+//!
+//! Source: leveldb's `doc/impl.md`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::engine::Options;
+use crate::engine::sst::{SstMeta, SstReader};
+use crate::engine::version::{LEVELS, Level};
+
+/// How much larger each level is than the one above.
+const LEVEL_FACTOR: u64 = 10;
+/// Memtables that level 1 holds.
+const BASE_MEMTABLES: u64 = 4;
+/// No table that a compaction writes is larger, but for one with a single huge value.
+const TABLE_BYTES_MAX: u64 = 64 << 20;
+
+/// The sizes that compaction keeps to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// L0 is compacted from this many tables on.
+    pub l0_files_max: usize,
+    /// Bytes of L1.
+    pub base_bytes: u64,
+    /// Bytes of a table that a compaction writes.
+    pub table_bytes: u64,
+}
+
+impl Limits {
+    /// Sizes that go with a memtable's.
+    pub fn of(options: &Options) -> Self {
+        let memtable = (options.memtable_size as u64).max(1);
+        Self {
+            l0_files_max: options.l0_files_max.max(1),
+            base_bytes: memtable.saturating_mul(BASE_MEMTABLES),
+            table_bytes: memtable.min(TABLE_BYTES_MAX),
+        }
+    }
+
+    /// Bytes that a deeper level should hold.
+    pub fn level_bytes(&self, level: Level) -> u64 {
+        let factor = LEVEL_FACTOR.saturating_pow((level.number() as u32).saturating_sub(1));
+        self.base_bytes.saturating_mul(factor)
+    }
+}
+
+/// What the picker needs to know of a table.
+pub trait Pickable: Clone {
+    /// Its keys and sizes.
+    fn meta(&self) -> &SstMeta;
+    /// Whether compactions should leave it alone.
+    fn is_damaged(&self) -> bool;
+}
+
+impl Pickable for Arc<SstReader> {
+    fn meta(&self) -> &SstMeta {
+        SstReader::meta(self)
+    }
+
+    fn is_damaged(&self) -> bool {
+        SstReader::is_damaged(self)
+    }
+}
+
+/// Tables to be rewritten, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan<T> {
+    /// What goes in, by level.
+    pub inputs: Vec<(Level, T)>,
+    /// Where it goes.
+    pub output: Level,
+    /// The one input needs no rewriting: nothing in `output` overlaps it.
+    pub is_move: bool,
+}
+
+/// How badly a level wants a compaction: from 1.0 on.
+pub fn score<T: Pickable>(levels: &[Vec<T>; LEVELS], level: Level, limits: &Limits) -> f64 {
+    let tables = &levels[level.number()];
+    if level == Level::L0 {
+        return tables.len() as f64 / limits.l0_files_max as f64;
+    }
+    if level == Level::LAST {
+        return 0.0;
+    }
+    bytes(tables) as f64 / limits.level_bytes(level) as f64
+}
+
+fn bytes<T: Pickable>(tables: &[T]) -> u64 {
+    tables.iter().map(|table| table.meta().size).sum()
+}
+
+/// Chooses compactions.
+#[derive(Debug, Clone, Copy)]
+pub struct CompactionPicker<'a> {
+    /// The sizes to keep to.
+    pub limits: &'a Limits,
+    /// Per level, the last key that was compacted.
+    pub pointers: &'a [Bytes; LEVELS],
+}
+
+impl CompactionPicker<'_> {
+    /// The compaction most wanted, if any is.
+    pub fn pick<T: Pickable>(&self, levels: &[Vec<T>; LEVELS]) -> Option<Plan<T>> {
+        let mut wanted: Vec<(f64, Level)> = Level::all()
+            .map(|level| (score(levels, level, self.limits), level))
+            .filter(|(score, _)| *score >= 1.0)
+            .collect();
+        wanted.sort_by(|(a, _), (b, _)| b.total_cmp(a)); // stable: of equals the upper level
+        wanted.iter().find_map(|(_, level)| match *level {
+            Level::L0 => pick_l0(levels),
+            level => self.pick_deeper(levels, level),
+        })
+    }
+
+    fn pick_deeper<T: Pickable>(&self, levels: &[Vec<T>; LEVELS], level: Level) -> Option<Plan<T>> {
+        let tables = &levels[level.number()];
+        let pointer = &self.pointers[level.number()];
+        let first = tables.partition_point(|table| table.meta().smallest <= pointer);
+        let (before, behind) = tables.split_at(first);
+        behind.iter().chain(before).find_map(|table| plan(levels, level, vec![table.clone()]))
+    }
+}
+
+/// A table of L0, the first flushed first, with all that must go along; damaged ones stay.
+fn pick_l0<T: Pickable>(levels: &[Vec<T>; LEVELS]) -> Option<Plan<T>> {
+    let mut tables: Vec<T> = levels[0].iter().filter(|table| !table.is_damaged()).cloned().collect();
+    tables.sort_by_key(|table| table.meta().number);
+    tables
+        .iter()
+        .find_map(|start| plan(levels, Level::L0, overlapping_group(&tables, start)))
+        .or_else(|| pick_inside_l0(tables))
+}
+
+/// Makes one table of several of L0: all the smallest ones, of which none outweighs those before it by far, so
+/// that a record is rewritten a number of times that grows with the logarithm of what gathers there.
+fn pick_inside_l0<T: Pickable>(mut tables: Vec<T>) -> Option<Plan<T>> {
+    tables.sort_by_key(|table| (table.meta().size, table.meta().number));
+    let mut sum = 0u64;
+    let alike = tables.iter().position(|table| {
+        let outweighs = sum > 0 && table.meta().size > sum.saturating_mul(2);
+        sum = sum.saturating_add(table.meta().size);
+        outweighs
+    });
+    tables.truncate(alike.unwrap_or(tables.len()).max(2));
+    let inputs: Vec<_> = tables.into_iter().map(|table| (Level::L0, table)).collect();
+    (inputs.len() >= 2).then_some(Plan { inputs, output: Level::L0, is_move: false })
+}
+
+/// `start`, what overlaps it, what overlaps that, and so on.
+fn overlapping_group<T: Pickable>(tables: &[T], start: &T) -> Vec<T> {
+    let (mut smallest, mut largest) = (&start.meta().smallest, &start.meta().largest);
+    loop {
+        let group: Vec<&T> = tables.iter().filter(|table| table.meta().overlaps(smallest, largest)).collect();
+        let low = group.iter().map(|table| &table.meta().smallest).min().expect("start overlaps itself");
+        let high = group.iter().map(|table| &table.meta().largest).max().expect("start overlaps itself");
+        if low == smallest && high == largest {
+            return group.into_iter().cloned().collect();
+        }
+        (smallest, largest) = (low, high);
+    }
+}
+
+/// Adds what `tables` overlap in the level below; `None` if a table involved is damaged.
+fn plan<T: Pickable>(levels: &[Vec<T>; LEVELS], level: Level, tables: Vec<T>) -> Option<Plan<T>> {
+    let output = level.below()?;
+    let smallest = tables.iter().map(|table| &table.meta().smallest).min()?;
+    let largest = tables.iter().map(|table| &table.meta().largest).max()?;
+    let below: Vec<T> = levels[output.number()]
+        .iter()
+        .filter(|table| table.meta().overlaps(smallest, largest))
+        .cloned()
+        .collect();
+    let is_move = tables.len() == 1 && below.is_empty();
+    let inputs: Vec<_> = tables
+        .into_iter()
+        .map(|table| (level, table))
+        .chain(below.into_iter().map(|table| (output, table)))
+        .collect();
+    if inputs.iter().any(|(_, table)| table.is_damaged()) {
+        return None;
+    }
+    Some(Plan { inputs, output, is_move })
+}
+
+/// Everything, into the level that has room for it; `None` when it lies in one deeper level already.
+pub fn pick_all<T: Pickable>(
+    levels: &[Vec<T>; LEVELS],
+    limits: &Limits,
+    drop_tombstones: bool,
+) -> Option<Plan<T>> {
+    let deepest = Level::all().rev().find(|level| !levels[level.number()].is_empty())?;
+    let alone = Level::all().all(|level| level == deepest || levels[level.number()].is_empty());
+    let tombstones = levels.iter().flatten().any(|table| table.meta().tombstones > 0);
+    if alone && deepest != Level::L0 && !(drop_tombstones && tombstones) {
+        return None;
+    }
+    let total = levels.iter().map(|tables| bytes(tables)).sum::<u64>();
+    let roomy = Level::all().skip(1).find(|level| limits.level_bytes(*level) >= total).unwrap_or(Level::LAST);
+    let inputs = Level::all()
+        .flat_map(|level| levels[level.number()].iter().map(move |table| (level, table.clone())))
+        .collect();
+    Some(Plan { inputs, output: roomy.max(deepest), is_move: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Timestamp;
+    use proptest::prelude::*;
+
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    struct Drawn {
+        meta: SstMeta,
+        is_damaged: bool,
+    }
+
+    impl Pickable for Drawn {
+        fn meta(&self) -> &SstMeta {
+            &self.meta
+        }
+        fn is_damaged(&self) -> bool {
+            self.is_damaged
+        }
+    }
+
+    const LIMITS: Limits = Limits { l0_files_max: 3, base_bytes: 100, table_bytes: 25 };
+
+    fn table(number: u64, smallest: u8, largest: u8, size: u64) -> Drawn {
+        let meta = SstMeta {
+            number,
+            size,
+            entries: 1,
+            tombstones: 0,
+            oldest: Timestamp::ZERO,
+            newest: Timestamp::ZERO,
+            smallest: vec![smallest].into(),
+            largest: vec![largest].into(),
+        };
+        Drawn { meta, is_damaged: false }
+    }
+
+    /// Tables of a level: drawn ends, sorted, taken two by two.
+    fn any_level(number: usize) -> impl Strategy<Value = Vec<Drawn>> {
+        proptest::collection::btree_map(any::<u8>(), (1u64..90, proptest::bool::weighted(0.1)), 0..12)
+            .prop_map(move |ends| {
+                let ends: Vec<_> = ends.into_iter().collect();
+                let tables = ends.chunks_exact(2).enumerate().map(|(i, pair)| Drawn {
+                    is_damaged: pair[0].1.1,
+                    ..table((number * 100 + i) as u64, pair[0].0, pair[1].0, pair[0].1.0)
+                });
+                tables.collect()
+            })
+    }
+
+    fn any_levels() -> impl Strategy<Value = [Vec<Drawn>; LEVELS]> {
+        let l0 = proptest::collection::vec(
+            (any::<u8>(), any::<u8>(), 1u64..90, proptest::bool::weighted(0.1)),
+            0..6,
+        );
+        let l0 = l0.prop_map(|drawn| {
+            let tables = drawn.into_iter().enumerate().map(|(i, (a, b, size, is_damaged))| Drawn {
+                is_damaged,
+                ..table(i as u64, a.min(b), a.max(b), size)
+            });
+            tables.collect::<Vec<_>>()
+        });
+        (l0, any_level(1), any_level(2), any_level(3))
+            .prop_map(|(l0, l1, l2, l3)| [l0, l1, l2, l3, Vec::new(), Vec::new(), Vec::new()])
+    }
+
+    fn overlap(a: &Drawn, b: &Drawn) -> bool {
+        a.meta.overlaps(&b.meta.smallest, &b.meta.largest)
+    }
+
+    proptest! {
+        #[test]
+        fn what_stays_behind_overlaps_nothing_that_was_picked(levels in any_levels(), pointer: u8) {
+            let pointers: [Bytes; LEVELS] = std::array::from_fn(|_| vec![pointer].into());
+            let picker = CompactionPicker { limits: &LIMITS, pointers: &pointers };
+            let wanted = Level::all().any(|level| score(&levels, level, &LIMITS) >= 1.0);
+            let Some(plan) = picker.pick(&levels) else {
+                let damage = levels.iter().flatten().any(|table| table.is_damaged);
+                prop_assert!(!wanted || damage, "something is wanted and nothing is in the way");
+                let whole = levels[0].iter().filter(|table| !table.is_damaged).count();
+                prop_assert!(score(&levels, Level::L0, &LIMITS) < 1.0 || whole < 2, "writers would stop for good");
+                return Ok(());
+            };
+            prop_assert!(wanted);
+            prop_assert!(plan.inputs.iter().all(|(_, table)| !table.is_damaged));
+            let source = plan.inputs[0].0;
+            if plan.output == Level::L0 {
+                prop_assert!(plan.inputs.len() >= 2 && plan.inputs.iter().all(|(level, _)| *level == Level::L0));
+                prop_assert!(levels.iter().flatten().any(|table| table.is_damaged), "only where damage is in the way");
+                return Ok(());
+            }
+            prop_assert_eq!(source.below(), Some(plan.output));
+            prop_assert!(score(&levels, source, &LIMITS) >= 1.0);
+            let picked = |level: Level, table: &Drawn| plan.inputs.contains(&(level, table.clone()));
+            let from_source: Vec<_> = plan.inputs.iter().filter(|(level, _)| *level == source).map(|(_, t)| t).collect();
+            let low = from_source.iter().map(|t| t.meta.smallest.clone()).min().unwrap();
+            let high = from_source.iter().map(|t| t.meta.largest.clone()).max().unwrap();
+            for left in levels[plan.output.number()].iter().filter(|table| !picked(plan.output, table)) {
+                prop_assert!(!left.meta.overlaps(&low, &high), "outputs would overlap it");
+            }
+            if source == Level::L0 {
+                for left in levels[0].iter().filter(|table| !table.is_damaged && !picked(Level::L0, table)) {
+                    prop_assert!(from_source.iter().all(|table| !overlap(table, left)));
+                }
+            }
+            prop_assert_eq!(plan.is_move, plan.inputs.len() == 1);
+        }
+
+        #[test]
+        fn a_compaction_of_everything_leaves_one_level(levels in any_levels()) {
+            match pick_all(&levels, &LIMITS, false) {
+                Some(plan) => {
+                    prop_assert_eq!(plan.inputs.len(), levels.iter().map(Vec::len).sum::<usize>());
+                    prop_assert!(plan.output > Level::L0);
+                    prop_assert!(Level::all().skip(plan.output.number() + 1).all(|l| levels[l.number()].is_empty()));
+                }
+                None => prop_assert!(levels[0].is_empty() && levels.iter().filter(|l| !l.is_empty()).count() <= 1),
+            }
+        }
+    }
+
+    fn levels_with(l0: Vec<Drawn>, l1: Vec<Drawn>) -> [Vec<Drawn>; LEVELS] {
+        let mut levels: [Vec<Drawn>; LEVELS] = Default::default();
+        (levels[0], levels[1]) = (l0, l1);
+        levels
+    }
+
+    fn numbers(plan: &Plan<Drawn>) -> Vec<u64> {
+        plan.inputs.iter().map(|(_, table)| table.meta.number).collect()
+    }
+
+    #[test]
+    fn tables_of_l0_that_overlap_through_others_go_together() {
+        let l0 = vec![table(1, 10, 20, 1), table(2, 18, 30, 1), table(3, 29, 40, 1), table(4, 50, 60, 1)];
+        let levels = levels_with(l0, vec![table(5, 0, 5, 1), table(6, 35, 55, 1)]);
+        let picker = CompactionPicker { limits: &LIMITS, pointers: &Default::default() };
+        assert_eq!(numbers(&picker.pick(&levels).unwrap()), [1, 2, 3, 6]);
+    }
+
+    #[test]
+    fn a_level_is_compacted_round_and_round() {
+        let l1 = vec![table(1, 10, 20, 90), table(2, 30, 40, 90), table(3, 50, 60, 90)];
+        let levels = levels_with(Vec::new(), l1);
+        for (pointer, picked) in [(0, 1), (20, 2), (40, 3), (60, 1)] {
+            let pointers: [Bytes; LEVELS] = std::array::from_fn(|_| vec![pointer].into());
+            let plan = CompactionPicker { limits: &LIMITS, pointers: &pointers }.pick(&levels).unwrap();
+            assert_eq!((numbers(&plan), plan.is_move), (vec![picked], true));
+        }
+    }
+
+    #[test]
+    fn a_damaged_table_does_not_keep_others_from_being_compacted() {
+        let mut l1 = vec![table(1, 10, 20, 90), table(2, 30, 40, 90)];
+        l1[0].is_damaged = true;
+        let levels = levels_with(Vec::new(), l1.clone());
+        let picker = CompactionPicker { limits: &LIMITS, pointers: &Default::default() };
+        assert_eq!(numbers(&picker.pick(&levels).unwrap()), [2]);
+        l1[1].is_damaged = true;
+        assert_eq!(picker.pick(&levels_with(Vec::new(), l1)), None);
+    }
+
+    #[test]
+    fn tables_that_damage_below_keeps_in_l0_become_one() {
+        let mut below = table(1, 0, 99, 90);
+        below.is_damaged = true;
+        let mut l0 =
+            vec![table(2, 10, 20, 10), table(3, 10, 20, 10), table(4, 10, 20, 11), table(5, 10, 20, 900)];
+        l0[1].is_damaged = true;
+        let levels = levels_with(l0, vec![below]);
+        let picker = CompactionPicker { limits: &LIMITS, pointers: &Default::default() };
+        let plan = picker.pick(&levels).unwrap();
+        assert_eq!((numbers(&plan), plan.output), (vec![2, 4], Level::L0));
+    }
+}

@@ -1,0 +1,161 @@
+//! `Compactor`: writes sorted entries to tables; flushes and compactions alike.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::picker::Limits;
+use crate::engine::iter::{EntryRef, InternalIterator, MergingIterator, VisibleIterator};
+use crate::engine::sst::{
+    BloomBits, BuildSettings, Compression, SstBuilder, SstMeta, SstReader, TableIterator, table_path,
+};
+use crate::engine::version::level::LevelIterator;
+use crate::engine::version::{LEVELS, Level};
+use crate::engine::{Error, Options};
+use crate::env::Env;
+use crate::types::KeyRange;
+
+/// Entries between two looks at whether to stop.
+const STOP_INTERVAL: u64 = 1024;
+/// A table is ended early when it overlaps this many tables' worth of the level below its own, which bounds
+/// what its own compaction will have to rewrite.
+const GRANDPARENT_TABLES_MAX: u64 = 10;
+
+/// How tables of a level are built. `is_bottom`: no deeper level holds anything.
+pub fn build_settings(options: &Options, level: Level, is_bottom: bool) -> BuildSettings {
+    let in_all = match level.number() {
+        0 => options.bloom_size_l0,
+        1 => options.bloom_size_l1,
+        _ => None,
+    };
+    // L0 and L1 are rewritten too often to be worth a costly codec, even where nothing lies below them.
+    let is_last = level == Level::LAST || (is_bottom && level.number() >= 2);
+    BuildSettings {
+        sparse_index_interval: options.sparse_index_interval.max(1),
+        compression: if is_last { Compression::Zstd } else { Compression::Lz4 },
+        bloom: in_all.map_or(BloomBits::PerKey(options.bloom_bits_per_key), BloomBits::InAll),
+    }
+}
+
+/// Merges the inputs of a compaction, without filling the cache.
+pub fn merge_inputs(inputs: &[(Level, Arc<SstReader>)]) -> MergingIterator<'static> {
+    let mut iterators: Vec<Box<dyn InternalIterator>> = Vec::new();
+    let mut deeper: [Vec<Arc<SstReader>>; LEVELS] = Default::default();
+    for (level, table) in inputs {
+        match *level {
+            Level::L0 => iterators.push(Box::new(TableIterator::new(table.clone()))),
+            level => deeper[level.number()].push(table.clone()),
+        }
+    }
+    for tables in deeper.into_iter().filter(|tables| !tables.is_empty()) {
+        iterators.push(Box::new(LevelIterator::new(tables)));
+    }
+    MergingIterator::new(iterators)
+}
+
+/// Writes tables.
+#[derive(Debug)]
+pub struct Compactor<'a> {
+    /// The world.
+    pub env: &'a Env,
+    /// Where tables are made.
+    pub dir: &'a Path,
+    /// How they are built.
+    pub settings: BuildSettings,
+    /// How large they become.
+    pub limits: &'a Limits,
+    /// All goes to one table, however large: in L0 each table costs every reader.
+    pub is_l0: bool,
+    /// Tables of the level below the output's, sorted by key.
+    pub grandparents: &'a [Arc<SstReader>],
+    /// Set by whoever wants it to end early.
+    pub stop: &'a AtomicBool,
+}
+
+impl Compactor<'_> {
+    /// Writes the newest record of each key that `keep` wants. Of each key one record goes to one table, so the
+    /// tables do not overlap.
+    ///
+    /// # Errors
+    /// What was written is removed again.
+    pub fn write(
+        &self,
+        entries: &mut dyn InternalIterator,
+        mut keep: impl FnMut(&EntryRef<'_>) -> bool,
+        mut new_file_number: impl FnMut() -> u64,
+    ) -> Result<Vec<SstMeta>, Error> {
+        let mut done = Outputs { compactor: self, metas: Vec::new() };
+        let mut newest = VisibleIterator::new(entries, KeyRange::all());
+        newest.seek_to_first()?;
+        let mut open: Option<SstBuilder> = None;
+        let mut seam = Seam::new(self.grandparents);
+        let mut seen = 0u64;
+        while let Some(entry) = newest.current() {
+            seen += 1;
+            if seen.is_multiple_of(STOP_INTERVAL) && self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Closed);
+            }
+            if keep(&entry) {
+                seam.pass(entry.key);
+                let full = open.as_ref().is_some_and(|builder| self.is_full(builder, &seam));
+                if let Some(builder) = open.take_if(|_| full) {
+                    done.metas.push(builder.finish()?);
+                    seam.crossed = 0;
+                }
+                let mut builder = match open.take() {
+                    Some(builder) => builder,
+                    None => SstBuilder::create(self.env, self.dir, new_file_number(), self.settings)?,
+                };
+                builder.add(&entry)?;
+                open = Some(builder);
+            }
+            newest.next()?;
+        }
+        if let Some(builder) = open {
+            done.metas.push(builder.finish()?);
+        }
+        Ok(std::mem::take(&mut done.metas))
+    }
+
+    fn is_full(&self, builder: &SstBuilder, seam: &Seam<'_>) -> bool {
+        let grandparents_max = self.limits.table_bytes.saturating_mul(GRANDPARENT_TABLES_MAX);
+        !self.is_l0 && (builder.size() >= self.limits.table_bytes || seam.crossed > grandparents_max)
+    }
+}
+
+/// How many bytes of grandparents lie beside the table being written.
+struct Seam<'a> {
+    grandparents: &'a [Arc<SstReader>],
+    at: usize,
+    crossed: u64,
+}
+
+impl<'a> Seam<'a> {
+    fn new(grandparents: &'a [Arc<SstReader>]) -> Self {
+        Self { grandparents, at: 0, crossed: 0 }
+    }
+
+    fn pass(&mut self, user_key: &[u8]) {
+        while let Some(table) =
+            self.grandparents.get(self.at).filter(|table| &table.meta().largest[..] < user_key)
+        {
+            self.crossed += table.meta().size;
+            self.at += 1;
+        }
+    }
+}
+
+/// Finished tables, removed unless they are taken out.
+struct Outputs<'a> {
+    compactor: &'a Compactor<'a>,
+    metas: Vec<SstMeta>,
+}
+
+impl Drop for Outputs<'_> {
+    fn drop(&mut self) {
+        for meta in &self.metas {
+            // If that fails the table is an orphan, and gone after the next opening.
+            let _ = self.compactor.env.fs.remove(&table_path(self.compactor.dir, meta.number));
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Memtable: what was written last, sorted in memory, beside the log that holds the same on disk.
+//!
+//! ```text
+//! active    takes writes; its log grows with it
+//!   │ sealed at `memtable_size`, once its log's last group is synced and inserted
+//! sealed    only read; waits for its flush
+//!   │ flushed to a table of level 0, installed in the manifest
+//! gone      its log is recycled
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Error;
+use super::iter::{EntryRef, InternalIterator};
+use super::skiplist::{SkipCursor, SkipList};
+use crate::types::{Key, Record, Timestamp};
+
+/// A skiplist of records, the number of its log, and the timestamps between which they lie.
+#[derive(Debug)]
+pub struct Memtable {
+    list: Arc<SkipList>,
+    log_number: u64,
+    /// The newest timestamp in it; zero while empty. Relaxed: whoever was told of a write by its `done` has
+    /// synchronised with it, and for others before or after is the same.
+    newest: AtomicU64,
+    /// The oldest one; `u64::MAX` while empty.
+    oldest: AtomicU64,
+    /// Bytes of keys and records, as its log holds them. Relaxed: a figure.
+    record_bytes: AtomicU64,
+}
+
+impl Memtable {
+    /// An empty one, backed by the log of this number.
+    pub fn new(log_number: u64, seed: u64) -> Self {
+        Self {
+            list: Arc::new(SkipList::new(seed)),
+            log_number,
+            newest: AtomicU64::new(0),
+            oldest: AtomicU64::new(u64::MAX),
+            record_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds a record. Returns the timestamp of the key's newest record here, if that one wins over it.
+    pub fn insert(&self, key: &Key, record: &Record) -> Option<Timestamp> {
+        let timestamp = record.timestamp();
+        // Before the entry can be found, so that no reader skips this memtable for being too old.
+        self.newest.fetch_max(timestamp.as_u64(), Ordering::Relaxed);
+        self.oldest.fetch_min(timestamp.as_u64(), Ordering::Relaxed);
+        let bytes = key.as_bytes().len() + record.encoded_len();
+        self.record_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.list.insert(&EntryRef::of(key.as_bytes(), record)).overtaken_by
+    }
+
+    /// The newest record of a key here, tombstones too.
+    pub fn get(&self, key: &[u8]) -> Option<Record> {
+        self.list.get(key).map(|entry| entry.to_record())
+    }
+
+    /// Walks all entries, older records of a key too.
+    pub fn entries(&self) -> MemtableIterator {
+        MemtableIterator { cursor: SkipCursor::new(self.list.clone()) }
+    }
+
+    /// The number of the log that holds the same records.
+    pub fn log_number(&self) -> u64 {
+        self.log_number
+    }
+
+    /// The newest timestamp in it; zero while it is empty.
+    pub fn newest(&self) -> Timestamp {
+        Timestamp::from_u64(self.newest.load(Ordering::Relaxed))
+    }
+
+    /// The oldest timestamp in it; nothing while it is empty.
+    pub fn oldest(&self) -> Option<Timestamp> {
+        (!self.is_empty()).then(|| Timestamp::from_u64(self.oldest.load(Ordering::Relaxed)))
+    }
+
+    /// Bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        self.list.bytes()
+    }
+
+    /// Bytes of keys and records that were written to it.
+    pub fn record_bytes(&self) -> u64 {
+        self.record_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many records it holds, older ones of a key too.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether nothing was written to it.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+}
+
+/// Walks a memtable, which it keeps alive. Never fails.
+#[derive(Debug)]
+pub struct MemtableIterator {
+    cursor: SkipCursor,
+}
+
+impl InternalIterator for MemtableIterator {
+    fn seek_to_first(&mut self) -> Result<(), Error> {
+        self.cursor.seek_to_first();
+        Ok(())
+    }
+
+    fn seek(&mut self, user_key: &[u8]) -> Result<(), Error> {
+        self.cursor.seek(user_key);
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<(), Error> {
+        self.cursor.next();
+        Ok(())
+    }
+
+    fn current(&self) -> Option<EntryRef<'_>> {
+        self.cursor.current()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Value;
+
+    fn key(text: &'static str) -> Key {
+        Key::new(text).unwrap()
+    }
+
+    fn at(timestamp: u64) -> Timestamp {
+        Timestamp::from_u64(timestamp)
+    }
+
+    #[test]
+    fn a_late_older_record_changes_no_answer() {
+        let memtable = Memtable::new(1, 1);
+        assert_eq!(memtable.insert(&key("k"), &Record::tombstone(at(9))), None);
+        assert_eq!(memtable.insert(&key("k"), &Record::value(at(4), Value::new("old"))), Some(at(9)));
+        assert_eq!(memtable.get(b"k"), Some(Record::tombstone(at(9))));
+        assert_eq!((memtable.newest(), memtable.oldest()), (at(9), Some(at(4))));
+    }
+
+    #[test]
+    fn a_new_memtable_holds_nothing_and_weighs_next_to_nothing() {
+        let memtable = Memtable::new(1, 1);
+        assert!(memtable.is_empty());
+        assert_eq!((memtable.get(b"k"), memtable.oldest(), memtable.newest()), (None, None, Timestamp::ZERO));
+        assert!(memtable.bytes() < 256);
+    }
+}

@@ -1,0 +1,93 @@
+//! How an engine is set up.
+
+use std::time::Duration;
+
+/// When a write becomes visible and is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// After the sync that covers it.
+    #[default]
+    Synced,
+    /// After the append: a crash of the machine may lose it. For library use and benchmarks.
+    Buffered,
+}
+
+/// Whether compaction may let tombstones go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TombstonePolicy {
+    /// Never: nobody vouches that every replica has them.
+    #[default]
+    Keep,
+    /// Once nothing older of the key can be left in this engine: there is no other replica.
+    DropWhenUncovered,
+}
+
+/// The settings of one engine. Sizes in bytes.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// A memtable is sealed at this size.
+    pub memtable_size: usize,
+    /// Level 0 is compacted from this many tables on.
+    pub l0_files_max: usize,
+    /// Keys a block, at most.
+    pub sparse_index_interval: usize,
+    /// Bytes of blocks kept in memory.
+    pub block_cache_size: usize,
+    /// The longest a commit leader waits for more writers.
+    pub wal_commit_interval: Duration,
+    /// Batches a commit group, at most.
+    pub wal_batch_max: usize,
+    /// Bits of bloom filter a key.
+    pub bloom_bits_per_key: usize,
+    /// Bits of bloom filter of a table in level 0, in place of `bloom_bits_per_key`.
+    pub bloom_size_l0: Option<usize>,
+    /// Bits of bloom filter of a table in level 1, in place of `bloom_bits_per_key`.
+    pub bloom_size_l1: Option<usize>,
+    /// When a write is acknowledged.
+    pub durability: Durability,
+    /// Whether tombstones may go.
+    pub tombstones: TombstonePolicy,
+    /// Open a damaged directory by dropping what is damaged, and report it in [`super::Recovery::damage`].
+    pub drop_damaged: bool,
+    /// Bytes of batches that may wait for their commit; beyond it writers get [`super::Error::Busy`].
+    pub queue_bytes_max: usize,
+    /// Which lane of the pool commits run in.
+    pub commit_lane: crate::env::Lane,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            memtable_size: 64 << 20,
+            l0_files_max: 4,
+            sparse_index_interval: 128,
+            block_cache_size: 256 << 20,
+            wal_commit_interval: Duration::from_millis(5),
+            wal_batch_max: 512,
+            bloom_bits_per_key: 10,
+            bloom_size_l0: None,
+            bloom_size_l1: None,
+            durability: Durability::Synced,
+            tombstones: TombstonePolicy::Keep,
+            drop_damaged: false,
+            queue_bytes_max: 128 << 20,
+            commit_lane: crate::env::Lane::Commit,
+        }
+    }
+}
+
+impl Options {
+    /// A log is zero-filled ahead by this many bytes at a time, so that a new one costs its first writer little.
+    const LOG_STEP_MAX: u64 = 4 << 20;
+
+    /// At this size of its log a memtable is sealed, however small it is.
+    pub(super) fn log_size_max(&self) -> u64 {
+        let memtable_size = self.memtable_size as u64;
+        memtable_size + memtable_size / 4 + 4096
+    }
+
+    /// By how much a log's file grows.
+    pub(super) fn log_step(&self) -> u64 {
+        self.log_size_max().min(Self::LOG_STEP_MAX)
+    }
+}

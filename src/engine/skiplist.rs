@@ -1,0 +1,517 @@
+//! `SkipList`: entries in order; one writer at a time, lock-free readers, towers in the arena.
+//!
+//! ```text
+//! level 2   head ───────────────────────────────► b@3 ──────────────► end
+//! level 1   head ──────────► a@9 ───────────────► b@3 ──────► c@7 ──► end
+//! level 0   head ──► a@12 ─► a@9 ──► b@5(tomb) ─► b@3 ──────► c@7 ──► end
+//!
+//! a cell    timestamp u64 │ value_len u32 │ key_len u16 │ height u8 │ kind u8 │ tower: height pointers │ key │ value
+//!           of a typed value: length of the type in a byte │ type │ value, value_len bytes together
+//! ```
+//!
+//! Order: user key ascending, then the winner of two records of a key first ([`EntryRef::order`], the mirror of
+//! `Record::precedence`). So the first cell of a key is what a read wants, and a late, older record lands in
+//! its right place behind it.
+//!
+//! A cell is complete before a `Release` store links it in at level 0, and never changes or goes afterwards; a
+//! reader that follows links with `Acquire` loads therefore sees whole cells, and needs no lock. The upper
+//! levels are shortcuts: a reader that misses one only walks further. Inserts exclude each other by a lock.
+//!
+//! Source: Pugh, "Skip Lists" (1990); google/leveldb `db/skiplist.h`.
+#![allow(unsafe_code)] // lock-free reading of memory that one writer extends
+#![allow(clippy::cast_ptr_alignment)] // the arena aligns every piece for a cell, and a cell's header its tower
+
+use std::cmp::Ordering as Order;
+use std::fmt;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use rand::{Rng as _, SeedableRng as _};
+use rand_xoshiro::Xoshiro256PlusPlus;
+
+use super::arena::Arena;
+use super::internal_key::{Kind, split_typed};
+use super::iter::EntryRef;
+use crate::types::{Record, Timestamp};
+
+/// Enough for 4^12 entries, which is more than a memtable holds.
+const HEIGHT_MAX: usize = 12;
+/// One cell in this many reaches the next level.
+const BRANCHING: u64 = 4;
+
+/// What precedes tower, key and value in the arena.
+#[repr(C)]
+struct Cell {
+    timestamp: u64,
+    value_len: u32,
+    key_len: u16,
+    height: u8,
+    kind: u8,
+}
+
+const HEADER: usize = size_of::<Cell>();
+const LINK: usize = size_of::<AtomicPtr<Cell>>();
+const _: () = assert!(HEADER.is_multiple_of(align_of::<AtomicPtr<Cell>>()));
+const _: () = assert!(Arena::ALIGN >= align_of::<AtomicPtr<Cell>>());
+
+/// Sorted entries that only grow in number.
+///
+/// Invariants: level 0 links every cell in the order of [`EntryRef::order`]; a level links a subset of the one below; no two
+/// cells are equal; every pointer leads into `writer.arena`, which lives as long as the list.
+pub struct SkipList {
+    /// A cell before all others, without key or value, as high as can be.
+    head: AtomicPtr<Cell>,
+    /// The highest tower so far. Relaxed: a stale one only makes a reader walk further.
+    height: AtomicUsize,
+    /// How many entries there are. Relaxed: a figure.
+    len: AtomicUsize,
+    /// Bytes taken from the arena. Relaxed: a figure.
+    used: AtomicUsize,
+    writer: Mutex<Writer>,
+}
+
+/// What only the one inserting at the moment touches.
+struct Writer {
+    arena: Arena,
+    rng: Xoshiro256PlusPlus,
+}
+
+/// What an insert found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inserted {
+    /// False if the very same entry was there already.
+    pub is_new: bool,
+    /// The timestamp of the key's newest entry, if that one wins over the inserted.
+    pub overtaken_by: Option<Timestamp>,
+}
+
+impl SkipList {
+    /// Makes an empty list. The seed decides the towers' heights, and nothing that can be seen from outside.
+    pub fn new(seed: u64) -> Self {
+        let mut arena = Arena::new();
+        let head = new_cell(&mut arena, &EntryRef::of(&[], &Record::tombstone(Timestamp::MAX)), HEIGHT_MAX);
+        Self {
+            head: AtomicPtr::new(head),
+            height: AtomicUsize::new(1),
+            len: AtomicUsize::new(0),
+            used: AtomicUsize::new(arena.used()),
+            writer: Mutex::new(Writer { arena, rng: Xoshiro256PlusPlus::seed_from_u64(seed) }),
+        }
+    }
+
+    /// Adds an entry, unless the very same is there, and says what it found. Waits for another insert under way.
+    ///
+    /// # Panics
+    /// If the key has more than `u16::MAX` or the value more than `u32::MAX` bytes.
+    pub fn insert(&self, entry: &EntryRef<'_>) -> Inserted {
+        let mut writer = self.writer.lock();
+        let mut before = [self.head(); HEIGHT_MAX];
+        let next = self.find(|cell| cell.order(entry) == Order::Less, &mut before);
+        // SAFETY: `find` returns null or a cell of this list.
+        let is_new = unsafe { entry_of(next) }.is_none_or(|found| found.order(entry) != Order::Equal);
+        if is_new {
+            let height = random_height(&mut writer.rng);
+            let cell = new_cell(&mut writer.arena, entry, height);
+            self.link(cell, height, &before);
+            self.used.store(writer.arena.used(), Ordering::Relaxed);
+        }
+        Inserted { is_new, overtaken_by: self.overtaken_by(before[0], entry.key) }
+    }
+
+    /// Links a complete cell behind its predecessors, from the bottom, so that whoever finds it finds all below.
+    fn link(&self, cell: *mut Cell, height: usize, before: &[*mut Cell; HEIGHT_MAX]) {
+        if height > self.height.load(Ordering::Relaxed) {
+            self.height.store(height, Ordering::Relaxed);
+        }
+        for (level, previous) in before.iter().enumerate().take(height) {
+            // SAFETY: `previous` is the head or a cell that `find` met at this level, so its tower is high
+            // enough; `cell` has `height` links and is not published above `level` yet.
+            unsafe {
+                let behind = link_of(*previous, level).load(Ordering::Relaxed);
+                link_of(cell, level).store(behind, Ordering::Relaxed);
+                link_of(*previous, level).store(cell, Ordering::Release);
+            }
+        }
+        self.len.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The timestamp of the newest entry of `key`, if `previous`, the cell before the place in question, is of `key`.
+    fn overtaken_by(&self, previous: *mut Cell, key: &[u8]) -> Option<Timestamp> {
+        if previous == self.head() {
+            return None;
+        }
+        // SAFETY: a cell of this list.
+        let winner = unsafe { entry_of(previous) }.filter(|found| found.key == key)?;
+        let first = self.first_of(key);
+        // SAFETY: a cell of this list, or null.
+        Some(unsafe { entry_of(first) }.map_or(winner.timestamp, |found| found.timestamp))
+    }
+
+    /// The newest entry of `key`.
+    pub fn get(&self, key: &[u8]) -> Option<EntryRef<'_>> {
+        // SAFETY: a cell of this list, or null; the list outlives the borrow.
+        unsafe { entry_of(self.first_of(key)) }.filter(|found| found.key == key)
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes it takes in memory.
+    pub fn bytes(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn head(&self) -> *mut Cell {
+        self.head.load(Ordering::Relaxed) // never stored again; only a pointer that may be shared
+    }
+
+    /// The first cell whose key is at or beyond `key`; null at the end.
+    fn first_of(&self, key: &[u8]) -> *mut Cell {
+        self.find(|cell| cell.key < key, &mut [ptr::null_mut(); HEIGHT_MAX])
+    }
+
+    /// Finds the first cell of which `is_before` is false, which must be so for all behind it too; null at the
+    /// end. Leaves in `before` the last cell before it at each level in use.
+    fn find(
+        &self,
+        is_before: impl Fn(&EntryRef<'_>) -> bool,
+        before: &mut [*mut Cell; HEIGHT_MAX],
+    ) -> *mut Cell {
+        let mut at = self.head();
+        let mut beyond: *mut Cell = ptr::null_mut();
+        for level in (0..self.height.load(Ordering::Relaxed)).rev() {
+            loop {
+                // SAFETY: `at` is the head or was reached at this level or above, so its tower is high enough.
+                let next = unsafe { link_of(at, level) }.load(Ordering::Acquire);
+                if level > 0 {
+                    // Where the search goes if `next` is beyond: both are fetched from memory at once.
+                    // SAFETY: as above; towers have all levels below their height.
+                    prefetch(unsafe { link_of(at, level - 1) }.load(Ordering::Relaxed));
+                }
+                // Met one level up and found to be beyond: no need to compare again.
+                let advance = next != beyond
+                    // SAFETY: a linked cell is complete and lives as long as the list.
+                    && unsafe { entry_of(next) }.is_some_and(|entry| is_before(&entry));
+                if !advance {
+                    beyond = next;
+                    break;
+                }
+                at = next;
+            }
+            before[level] = at;
+        }
+        beyond
+    }
+}
+
+impl fmt::Debug for SkipList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SkipList")
+            .field("len", &self.len())
+            .field("bytes", &self.bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A place in a list that it keeps alive. Sees entries inserted ahead of it meanwhile.
+#[derive(Debug)]
+pub struct SkipCursor {
+    list: Arc<SkipList>,
+    /// A cell of `list`; null at the end and before the first seek.
+    at: *mut Cell,
+}
+
+// SAFETY: the cursor only reads complete cells, which any thread may, and keeps them alive by its `Arc`.
+unsafe impl Send for SkipCursor {}
+
+impl SkipCursor {
+    /// A cursor that stands nowhere yet.
+    pub fn new(list: Arc<SkipList>) -> Self {
+        Self { list, at: ptr::null_mut() }
+    }
+
+    /// Goes to the first entry.
+    pub fn seek_to_first(&mut self) {
+        // SAFETY: the head has a link at level 0.
+        self.at = unsafe { link_of(self.list.head(), 0) }.load(Ordering::Acquire);
+    }
+
+    /// Goes to the first entry whose key is `key` or beyond.
+    pub fn seek(&mut self, key: &[u8]) {
+        self.at = self.list.first_of(key);
+    }
+
+    /// Goes to the next entry; stays at the end.
+    pub fn next(&mut self) {
+        if !self.at.is_null() {
+            // SAFETY: a cell of the list; every tower has a level 0.
+            self.at = unsafe { link_of(self.at, 0) }.load(Ordering::Acquire);
+        }
+    }
+
+    /// The entry it stands on.
+    pub fn current(&self) -> Option<EntryRef<'_>> {
+        // SAFETY: null or a cell of the list, which `self.list` keeps alive while the result borrows `self`.
+        unsafe { entry_of(self.at) }
+    }
+}
+
+fn random_height(rng: &mut Xoshiro256PlusPlus) -> usize {
+    let mut height = 1;
+    while height < HEIGHT_MAX && rng.next_u64().is_multiple_of(BRANCHING) {
+        height += 1;
+    }
+    height
+}
+
+/// Makes a complete cell with an unlinked tower.
+fn new_cell(arena: &mut Arena, entry: &EntryRef<'_>, height: usize) -> *mut Cell {
+    let value = entry.value.unwrap_or_default();
+    let header = Cell {
+        timestamp: entry.timestamp.as_u64(),
+        value_len: u32::try_from(entry.stored_len()).expect("a batch is bounded far below 4 GiB"),
+        key_len: u16::try_from(entry.key.len()).expect("a key is at most Key::MAX_INTERNAL_LEN bytes long"),
+        height: height as u8,
+        kind: entry.kind() as u8,
+    };
+    let tower_end = HEADER + height * LINK;
+    let cell = arena.allocate(tower_end + entry.key.len() + entry.stored_len()).as_ptr();
+    // SAFETY: the piece has room for all four parts, in this order; it is aligned for the header and, as that
+    // is a multiple of a link's alignment, for the tower; nobody else has it yet.
+    unsafe {
+        cell.cast::<Cell>().write(header);
+        for level in 0..height {
+            cell.add(HEADER + level * LINK).cast::<AtomicPtr<Cell>>().write(AtomicPtr::new(ptr::null_mut()));
+        }
+        ptr::copy_nonoverlapping(entry.key.as_ptr(), cell.add(tower_end), entry.key.len());
+        let mut value_at = cell.add(tower_end + entry.key.len());
+        if let Some(content_type) = entry.content_type {
+            value_at.write(content_type.len() as u8); // at most ContentType::MAX_LEN
+            ptr::copy_nonoverlapping(content_type.as_ptr(), value_at.add(1), content_type.len());
+            value_at = value_at.add(1 + content_type.len());
+        }
+        ptr::copy_nonoverlapping(value.as_ptr(), value_at, value.len());
+    }
+    cell.cast()
+}
+
+/// The link of a cell at a level.
+///
+/// # Safety
+/// `cell` was made by [`new_cell`] with a height above `level`, and its arena outlives `'a`.
+unsafe fn link_of<'a>(cell: *mut Cell, level: usize) -> &'a AtomicPtr<Cell> {
+    // SAFETY: by the contract, the link lies inside the piece and was written by `new_cell`.
+    unsafe { &*cell.cast::<u8>().add(HEADER + level * LINK).cast::<AtomicPtr<Cell>>() }
+}
+
+/// Has the processor fetch a cell that may be looked at soon: a search spends its time waiting for memory.
+fn prefetch(cell: *const Cell) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; it reads nothing, and no address is wrong for it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(cell.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = cell;
+}
+
+/// The entry of a cell; nothing for null.
+///
+/// # Safety
+/// `cell` is null or was made by [`new_cell`], the caller came by it through an `Acquire` load or is the
+/// writer, and its arena outlives `'a`.
+unsafe fn entry_of<'a>(cell: *mut Cell) -> Option<EntryRef<'a>> {
+    if cell.is_null() {
+        return None;
+    }
+    // SAFETY: by the contract, header, key and value are there, complete, and never change again.
+    unsafe {
+        let header = cell.read();
+        let key_at = cell.cast::<u8>().add(HEADER + usize::from(header.height) * LINK).cast_const();
+        let key = std::slice::from_raw_parts(key_at, usize::from(header.key_len));
+        let stored = std::slice::from_raw_parts(key_at.add(key.len()), header.value_len as usize);
+        let (content_type, value) = if header.kind == Kind::Tombstone as u8 {
+            (None, None)
+        } else if header.kind == Kind::Value as u8 {
+            (None, Some(stored))
+        } else {
+            split_typed(stored)
+                .map(|(content_type, value)| (Some(content_type), Some(value)))
+                .unwrap_or_default()
+        };
+        Some(EntryRef { key, timestamp: Timestamp::from_u64(header.timestamp), value, content_type })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ContentType, Value};
+
+    fn entry(key: &'static str, timestamp: u64, value: Option<&'static str>) -> EntryRef<'static> {
+        EntryRef {
+            key: key.as_bytes(),
+            timestamp: Timestamp::from_u64(timestamp),
+            value: value.map(str::as_bytes),
+            content_type: None,
+        }
+    }
+
+    fn all(list: &Arc<SkipList>) -> Vec<(Vec<u8>, u64, Option<Vec<u8>>)> {
+        let mut cursor = SkipCursor::new(list.clone());
+        cursor.seek_to_first();
+        let mut found = Vec::new();
+        while let Some(entry) = cursor.current() {
+            found.push((entry.key.to_vec(), entry.timestamp.as_u64(), entry.value.map(<[u8]>::to_vec)));
+            cursor.next();
+        }
+        found
+    }
+
+    #[test]
+    fn entries_stand_in_key_order_and_of_one_key_the_winner_first() {
+        let list = Arc::new(SkipList::new(1));
+        for e in [
+            entry("b", 5, Some("x")),
+            entry("a", 9, Some("x")),
+            entry("b", 5, None),
+            entry("b", 5, Some("y")),
+            entry("a", 12, Some("")),
+        ] {
+            assert!(list.insert(&e).is_new);
+        }
+        let seen: Vec<_> = all(&list);
+        let text = |s: &str| Some(s.as_bytes().to_vec());
+        assert_eq!(
+            seen,
+            [
+                (b"a".to_vec(), 12, text("")),
+                (b"a".to_vec(), 9, text("x")),
+                (b"b".to_vec(), 5, None),
+                (b"b".to_vec(), 5, text("y")),
+                (b"b".to_vec(), 5, text("x")),
+            ]
+        );
+        assert_eq!(list.get(b"b").unwrap().value, None);
+        assert!(list.get(b"c").is_none());
+        assert!(list.get(b"").is_none());
+    }
+
+    #[test]
+    fn an_insert_reports_the_newest_record_that_overtook_it() {
+        let list = SkipList::new(1);
+        let newest = |e: EntryRef<'static>| list.insert(&e).overtaken_by.map(Timestamp::as_u64);
+        assert_eq!(newest(entry("k", 5, Some("v"))), None);
+        assert_eq!(newest(entry("k", 7, Some("v"))), None);
+        assert_eq!(newest(entry("k", 3, Some("v"))), Some(7));
+        assert_eq!(newest(entry("k", 7, Some("a"))), Some(7));
+        assert_eq!(newest(entry("l", 1, None)), None);
+    }
+
+    #[test]
+    fn the_same_entry_twice_is_kept_once() {
+        let list = Arc::new(SkipList::new(1));
+        assert!(list.insert(&entry("k", 5, Some("v"))).is_new);
+        let bytes = list.bytes();
+        assert!(!list.insert(&entry("k", 5, Some("v"))).is_new);
+        assert_eq!((list.len(), list.bytes()), (1, bytes));
+    }
+
+    #[test]
+    fn the_order_of_entries_is_the_precedence_of_records() {
+        fn as_entry(record: &Record) -> EntryRef<'_> {
+            EntryRef::of(b"k", record)
+        }
+
+        let mut records = Vec::new();
+        for timestamp in [1, 2].map(Timestamp::from_u64) {
+            records.push(Record::tombstone(timestamp));
+            for content_type in [None, ContentType::new(b"a/a"), ContentType::new(b"b/b")] {
+                let value = |text| Value::new(text).of_type(content_type.clone());
+                records.extend(["", "a", "b"].map(|text| Record::value(timestamp, value(text))));
+            }
+        }
+        for a in &records {
+            for b in &records {
+                assert_eq!(as_entry(a).order(&as_entry(b)), b.precedence(a), "{a:?} {b:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_list_equals_a_sorted_set_whatever_the_seed() {
+        let rounds = if cfg!(miri) { 2 } else { 40 };
+        for seed in 0..rounds {
+            let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+            let list = Arc::new(SkipList::new(seed));
+            let mut model = std::collections::BTreeSet::new();
+            for _ in 0..if cfg!(miri) { 60 } else { 500 } {
+                let key = vec![b'a' + (rng.next_u64() % 5) as u8; (rng.next_u64() % 4) as usize];
+                let timestamp = rng.next_u64() % 20;
+                let value = (!rng.next_u64().is_multiple_of(3)).then(|| vec![(rng.next_u64() % 3) as u8; 2]);
+                let inserted = list.insert(&EntryRef {
+                    key: &key,
+                    timestamp: Timestamp::from_u64(timestamp),
+                    value: value.as_deref(),
+                    content_type: None,
+                });
+                let order = (key, std::cmp::Reverse((timestamp, value.is_none(), value.clone())));
+                assert_eq!(inserted.is_new, model.insert(order), "seed {seed}");
+            }
+            let expected: Vec<_> =
+                model.into_iter().map(|(k, std::cmp::Reverse((t, _, v)))| (k, t, v)).collect();
+            assert_eq!(all(&list), expected, "seed {seed}");
+        }
+    }
+
+    /// One writer inserts rising numbers under rising keys of four families while readers walk: whatever a
+    /// reader sees is whole and sorted, and what was announced before it began is all there.
+    #[test]
+    fn readers_beside_a_writer_see_whole_entries_in_order_and_all_that_was_announced() {
+        #![allow(clippy::disallowed_methods)] // threads are what is tested here
+        let (entries, walks) = if cfg!(miri) { (60, 3) } else { (20_000, 60) };
+        let list = Arc::new(SkipList::new(7));
+        let announced = Arc::new(AtomicUsize::new(0));
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let (list, announced) = (list.clone(), announced.clone());
+                std::thread::spawn(move || {
+                    for _ in 0..walks {
+                        let at_least = announced.load(Ordering::Acquire);
+                        let found = all(&list);
+                        assert!(found.len() >= at_least, "{} of {at_least} entries seen", found.len());
+                        assert!(found.is_sorted_by(|a, b| (&a.0, b.1) < (&b.0, a.1)));
+                        assert!(
+                            found.iter().all(|(_, ts, value)| *value == Some(ts.to_string().into_bytes()))
+                        );
+                    }
+                })
+            })
+            .collect();
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(3);
+        for number in 0..entries {
+            let key = (rng.next_u64() % 1_000).to_be_bytes();
+            let value = number.to_string().into_bytes();
+            list.insert(&EntryRef {
+                key: &key,
+                timestamp: Timestamp::from_u64(number),
+                value: Some(&value),
+                content_type: None,
+            });
+            announced.store(number as usize + 1, Ordering::Release);
+        }
+        for reader in readers {
+            reader.join().unwrap();
+        }
+    }
+}

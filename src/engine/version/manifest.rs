@@ -1,0 +1,339 @@
+//! The manifest: a log of edits, and `CURRENT`, the small file that names it.
+//!
+//! ```text
+//! CURRENT           "MANIFEST-000005 1a2b3c4d\n"        name, then the CRC-32 of the name in hex
+//! MANIFEST-000005   header │ frame: all tables │ frame: an edit │ …
+//! header            magic u64 │ format version u32 │ number u64 │ CRC-32 u32
+//! frame             length u32 │ CRC-32 u32 │ edit        the CRC covers number, offset and edit
+//! ```
+//!
+//! Every frame is synced before the next is written, and header and first frame before `CURRENT` names the file.
+//! So a bad frame with no good one behind it is a crash's torn tail and is cut, and any other is damage. A
+//! manifest is never taken up again after a restart: opening writes a new one.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::BufMut;
+
+use super::VersionEdit;
+use crate::engine::Error;
+use crate::env::vfs::{read_file, replace_file};
+use crate::env::{Env, Mistake, Vfs, VfsFile};
+use crate::util::coding::Reader;
+
+/// The first eight bytes of a manifest.
+const MAGIC: u64 = u64::from_le_bytes(*b"kvsmanif");
+/// What this version writes and reads.
+const FORMAT_VERSION: u32 = 1;
+const HEADER_LEN: usize = 24;
+const FRAME_HEAD_LEN: usize = 8;
+const CURRENT: &str = "CURRENT";
+const PREFIX: &str = "MANIFEST-";
+
+/// The name of manifest `number`.
+pub fn manifest_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{PREFIX}{number:06}"))
+}
+
+/// The number of a manifest's file name, if it is one.
+pub fn manifest_number(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX)?.parse().ok()
+}
+
+/// The end of the current manifest, where edits are appended.
+#[derive(Debug)]
+pub struct ManifestWriter {
+    file: Arc<dyn VfsFile>,
+    path: PathBuf,
+    number: u64,
+    len: u64,
+}
+
+impl ManifestWriter {
+    /// Makes manifest `number`, which begins with `snapshot`: all tables there are. Durable, but not current.
+    pub fn create(env: &Env, dir: &Path, number: u64, snapshot: &VersionEdit) -> Result<Self, Error> {
+        let path = manifest_path(dir, number);
+        let file = env.fs.create(&path).map_err(|error| Error::io("create", &path, error))?;
+        let mut bytes = Vec::new();
+        bytes.put_u64_le(MAGIC);
+        bytes.put_u32_le(FORMAT_VERSION);
+        bytes.put_u64_le(number);
+        let crc = crc32fast::hash(&bytes);
+        bytes.put_u32_le(crc);
+        put_frame(&mut bytes, number, HEADER_LEN as u64, snapshot);
+        let mut writer = Self { file, path, number, len: 0 };
+        writer.append_bytes(&bytes)?;
+        sync_dir(env, dir)?;
+        Ok(writer)
+    }
+
+    /// Appends an edit and syncs.
+    ///
+    /// # Errors
+    /// Whether the edit is durable is unknown then: nothing may be appended any more.
+    pub fn append(&mut self, edit: &VersionEdit) -> Result<(), Error> {
+        let mut bytes = Vec::new();
+        put_frame(&mut bytes, self.number, self.len, edit);
+        self.append_bytes(&bytes)
+    }
+
+    fn append_bytes(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.file.write_at(bytes, self.len).map_err(|error| Error::io("write", &self.path, error))?;
+        self.file.sync().map_err(|error| Error::io("sync", &self.path, error))?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Bytes so far.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never: a manifest begins with a header.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Names the file.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+fn put_frame(out: &mut Vec<u8>, number: u64, offset: u64, edit: &VersionEdit) {
+    let mut body = Vec::new();
+    edit.encode(&mut body);
+    out.put_u32_le(body.len() as u32);
+    out.put_u32_le(frame_crc(number, offset, &body));
+    out.extend_from_slice(&body);
+}
+
+fn frame_crc(number: u64, offset: u64, body: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&number.to_le_bytes());
+    crc.update(&offset.to_le_bytes());
+    crc.update(body);
+    crc.finalize()
+}
+
+/// The body of the frame at `offset`, if its checksum is right.
+fn frame_at(bytes: &[u8], number: u64, offset: usize) -> Option<&[u8]> {
+    let mut reader = Reader::new(bytes.get(offset..)?);
+    let (len, crc) = (reader.u32().ok()?, reader.u32().ok()?);
+    let body = reader.take(len as usize).ok()?;
+    (!body.is_empty() && frame_crc(number, offset as u64, body) == crc).then_some(body)
+}
+
+/// Reads the edits of manifest `number`, the first of which is its snapshot. A torn tail is left out.
+pub fn read(fs: &dyn Vfs, dir: &Path, number: u64) -> Result<Vec<VersionEdit>, Error> {
+    let path = manifest_path(dir, number);
+    let damaged = |offset: usize, detail: &str| Error::corruption(&path, offset as u64, detail);
+    let bytes = read_file(fs, &path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => damaged(0, "the manifest is missing"),
+        _ => Error::io("read", &path, error),
+    })?;
+    check_header(&bytes, number).map_err(|detail| damaged(0, detail))?;
+    let mut edits = Vec::new();
+    let mut offset = HEADER_LEN;
+    while offset < bytes.len() {
+        let Some(body) = frame_at(&bytes, number, offset) else {
+            if (offset + 1..bytes.len()).any(|later| frame_at(&bytes, number, later).is_some()) {
+                return Err(damaged(offset, "a frame is damaged: a later one is whole"));
+            }
+            break;
+        };
+        let edit = VersionEdit::decode(body).map_err(|error| damaged(offset, &error.to_string()))?;
+        edits.push(edit);
+        offset += FRAME_HEAD_LEN + body.len();
+    }
+    if edits.is_empty() {
+        return Err(damaged(HEADER_LEN, "the first frame is damaged"));
+    }
+    Ok(edits)
+}
+
+fn check_header(bytes: &[u8], number: u64) -> Result<(), &'static str> {
+    let header = bytes.first_chunk::<HEADER_LEN>().ok_or("the manifest has no header")?;
+    let mut reader = Reader::new(header);
+    let mut fields = || {
+        Ok::<_, crate::util::coding::DecodeError>((
+            reader.u64()?,
+            reader.u32()?,
+            reader.u64()?,
+            reader.u32()?,
+        ))
+    };
+    let (magic, version, own_number, crc) = fields().map_err(|_| "the manifest has no header")?;
+    if crc != crc32fast::hash(&header[..HEADER_LEN - 4]) {
+        return Err("the header does not match its checksum");
+    }
+    if magic != MAGIC || own_number != number {
+        return Err("the file is no manifest, or another one");
+    }
+    if version != FORMAT_VERSION {
+        return Err("the manifest is of a format that this version does not know");
+    }
+    Ok(())
+}
+
+/// Makes manifest `number` the current one, atomically and durably.
+pub fn set_current(env: &Env, dir: &Path, number: u64) -> Result<(), Error> {
+    let path = dir.join(CURRENT);
+    let name = format!("{PREFIX}{number:06}");
+    let text = format!("{name} {:08x}\n", crc32fast::hash(name.as_bytes()));
+    if env.planted.has(Mistake::DirectoryNotSynced) {
+        return replace_without_sync_dir(&*env.fs, &path, text.as_bytes())
+            .map_err(|error| Error::io("replace", &path, error));
+    }
+    replace_file(&*env.fs, &path, text.as_bytes()).map_err(|error| Error::io("replace", &path, error))
+}
+
+/// The mistake: everything but the sync of the directory.
+fn replace_without_sync_dir(fs: &dyn Vfs, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    if fs.exists(&temporary)? {
+        fs.remove(&temporary)?;
+    }
+    let file = fs.create(&temporary)?;
+    file.append(bytes)?;
+    file.sync()?;
+    fs.rename(&temporary, path)
+}
+
+/// The number of the current manifest; `None` in a new directory.
+pub fn read_current(fs: &dyn Vfs, dir: &Path) -> Result<Option<u64>, Error> {
+    let path = dir.join(CURRENT);
+    let bytes = match read_file(fs, &path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", path, error)),
+    };
+    let parsed = std::str::from_utf8(&bytes).ok().and_then(|text| {
+        let (name, crc) = text.strip_suffix('\n')?.split_once(' ')?;
+        (crc == format!("{:08x}", crc32fast::hash(name.as_bytes()))).then_some(name)
+    });
+    match parsed.and_then(manifest_number) {
+        Some(number) => Ok(Some(number)),
+        None => Err(Error::corruption(path, 0, "it does not name a manifest")),
+    }
+}
+
+/// Makes the names in `dir` durable.
+pub(super) fn sync_dir(env: &Env, dir: &Path) -> Result<(), Error> {
+    if env.planted.has(Mistake::DirectoryNotSynced) {
+        return Ok(());
+    }
+    env.fs.sync_dir(dir).map_err(|error| Error::io("sync directory", dir, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::sst::SstMeta;
+    use crate::engine::version::Level;
+    use crate::engine::version::edit::tests::any_edit;
+    use crate::env::vfs_mem::MemVfs;
+    use crate::types::Timestamp;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    fn dir() -> &'static Path {
+        Path::new("/db")
+    }
+
+    fn env() -> Env {
+        let mut env = Env::real();
+        env.fs = Arc::new(MemVfs::new());
+        env.fs.create_dir_all(dir()).unwrap();
+        env
+    }
+
+    fn write(env: &Env, edits: &[VersionEdit]) -> Vec<u8> {
+        let mut writer = ManifestWriter::create(env, dir(), 5, &edits[0]).unwrap();
+        for edit in &edits[1..] {
+            writer.append(edit).unwrap();
+        }
+        let bytes = read_file(&*env.fs, &manifest_path(dir(), 5)).unwrap();
+        assert_eq!(bytes.len() as u64, writer.len());
+        bytes
+    }
+
+    fn replace(env: &Env, bytes: &[u8]) {
+        let path = manifest_path(dir(), 5);
+        env.fs.remove(&path).unwrap();
+        env.fs.create(&path).unwrap().append(bytes).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn of_a_manifest_cut_anywhere_the_whole_frames_are_read(
+            edits in proptest::collection::vec(any_edit(), 1..5), cut in any::<prop::sample::Index>(),
+            torn in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut edits = edits;
+            for edit in &mut edits {
+                edit.log_number.get_or_insert(1); // an edit without a field is never written
+            }
+            let env = env();
+            let whole = write(&env, &edits);
+            prop_assert_eq!(&read(&*env.fs, dir(), 5).unwrap(), &edits);
+            let cut = cut.index(whole.len() + 1);
+            replace(&env, &[&whole[..cut], &torn[..]].concat());
+            match read(&*env.fs, dir(), 5) {
+                Ok(kept) => prop_assert_eq!(&kept[..], &edits[..kept.len()]),
+                Err(error) => {
+                    prop_assert!(cut < whole.len(), "nothing was cut");
+                    let is_corruption = matches!(error, Error::Corruption { .. });
+                    prop_assert!(is_corruption);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_a_manifest_are_those_of_format_version_1() {
+        let meta = SstMeta {
+            number: 300,
+            size: 70_000,
+            entries: 1000,
+            tombstones: 7,
+            oldest: Timestamp::from_u64(1),
+            newest: Timestamp::from_u64(0x0102_0304_0506_0708),
+            smallest: Bytes::from_static(b"apple"),
+            largest: Bytes::from_static(b"plum"),
+        };
+        let (l1, l2) = (Level::new(1).unwrap(), Level::new(2).unwrap());
+        let first = VersionEdit {
+            log_number: Some(4),
+            next_file_number: Some(301),
+            added: vec![(l1, meta.clone())],
+            ..VersionEdit::default()
+        };
+        let second = VersionEdit {
+            compact_pointers: vec![(l1, Bytes::from_static(b"plum"))],
+            removed: vec![(l1, 300)],
+            added: vec![(l2, meta)],
+            ..VersionEdit::default()
+        };
+        let bytes = write(&env(), &[first, second]);
+        let mut text = String::new();
+        for line in bytes.chunks(16) {
+            text.extend(line.iter().map(|byte| format!("{byte:02x}")));
+            text.push('\n');
+        }
+        let golden = include_str!("../../../tests/data/manifest_v1.hex");
+        assert_eq!(text, golden, "a changed format needs a new version and keeps reading this one");
+    }
+
+    #[test]
+    fn current_reads_as_it_says() {
+        let env = env();
+        assert_eq!(read_current(&*env.fs, dir()).unwrap(), None);
+        set_current(&env, dir(), 5).unwrap();
+        let text = read_file(&*env.fs, &dir().join(CURRENT)).unwrap();
+        assert_eq!(text, b"MANIFEST-000005 5d689b3a\n");
+        assert_eq!(read_current(&*env.fs, dir()).unwrap(), Some(5));
+    }
+}

@@ -1,0 +1,134 @@
+//! Where work that may wait for a disk runs: threads of a machine, or the simulation's turn.
+//!
+//! A job is plain code without `async`. Lanes keep kinds of work from waiting for each other: a commit never
+//! stands behind a compaction. On a machine every lane has a fixed number of threads and a queue whose length
+//! its users bound (a commit queue hands over one job at a time, reads hold a permit, the compactor runs one
+//! job); in simulation a job waits a seeded while and then runs in place.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::{Rng, Tasks};
+
+/// A piece of work.
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// Which queue a job stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Group commits of the data engine: append, sync, insert.
+    Commit,
+    /// Group commits of everything else: hints, clock marks, identities.
+    Aside,
+    /// Reads that missed every cache.
+    Read,
+    /// Flushes and compactions.
+    Background,
+}
+
+/// A handle to the threads, or to the simulation. Cheap to clone.
+#[derive(Clone)]
+pub struct Pool {
+    kind: Kind,
+}
+
+#[derive(Clone)]
+enum Kind {
+    Threads(Arc<Lanes>),
+    Simulated { tasks: Tasks, rng: Rng, delay_max: Duration },
+}
+
+struct Lanes {
+    commit: mpsc::Sender<Job>,
+    aside: mpsc::Sender<Job>,
+    read: mpsc::Sender<Job>,
+    background: mpsc::Sender<Job>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            Kind::Threads(_) => "Pool::threads",
+            Kind::Simulated { .. } => "Pool::simulated",
+        })
+    }
+}
+
+impl Pool {
+    /// Threads of this machine. They end once every handle is gone and their queues are empty.
+    pub fn threads() -> Self {
+        Self {
+            kind: Kind::Threads(Arc::new(Lanes {
+                commit: lane("kv-commit", 1),
+                aside: lane("kv-aside", 1),
+                read: lane("kv-read", 2),
+                background: lane("kv-background", 2),
+            })),
+        }
+    }
+
+    /// Every job waits up to `delay_max` of virtual time and then runs in place, as one of `tasks`.
+    pub fn simulated(tasks: Tasks, rng: Rng, delay_max: Duration) -> Self {
+        Self { kind: Kind::Simulated { tasks, rng, delay_max } }
+    }
+
+    /// Hands over a job. It runs after all that its lane was given before it, or beside them.
+    pub fn submit(&self, on: Lane, job: impl FnOnce() + Send + 'static) {
+        match &self.kind {
+            Kind::Threads(lanes) => {
+                let lane = match on {
+                    Lane::Commit => &lanes.commit,
+                    Lane::Aside => &lanes.aside,
+                    Lane::Read => &lanes.read,
+                    Lane::Background => &lanes.background,
+                };
+                lane.send(Box::new(job)).expect("a lane's threads outlive every handle to it");
+            }
+            Kind::Simulated { tasks, rng, delay_max } => {
+                let micros = rng.below(0..u64::try_from(delay_max.as_micros()).unwrap_or(1).max(1));
+                tasks.spawn(async move {
+                    tokio::time::sleep(Duration::from_micros(micros)).await;
+                    job();
+                });
+            }
+        }
+    }
+
+    /// Runs `job` in a lane and waits for its result.
+    ///
+    /// # Panics
+    /// If the job panicked: its result is gone, and what it left behind is unknown.
+    pub async fn run<T: Send + 'static>(&self, on: Lane, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.submit(on, move || {
+            let _ = sender.send(job()); // nobody waits any more: the caller was cancelled
+        });
+        receiver.await.expect("a job runs to its end")
+    }
+}
+
+fn lane(name: &str, threads: usize) -> mpsc::Sender<Job> {
+    let (sender, receiver) = mpsc::channel::<Job>();
+    let receiver = Arc::new(Mutex::new(receiver));
+    for _ in 0..threads {
+        let receiver = receiver.clone();
+        #[allow(clippy::disallowed_types)] // here is where threads come from
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                loop {
+                    let next = receiver.lock().recv(); // the lock is held by whoever waits, not by who works
+                    match next {
+                        Ok(job) => job(),
+                        Err(mpsc::RecvError) => return,
+                    }
+                }
+            })
+            .expect("a new process can start a handful of threads");
+    }
+    sender
+}

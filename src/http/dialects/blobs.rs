@@ -1,0 +1,107 @@
+//! mini-kvstore's dialect: raw bytes by key, each with its type and a checksum for a name.
+
+use std::borrow::Cow;
+
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_RANGE, ETAG, HeaderValue};
+use hyper::{Request, Response, StatusCode};
+use serde::Serialize;
+
+use super::raw::{self, Served};
+use super::scan::{self, Encoding, Listing, Shape};
+use super::{begin, item};
+use crate::http::answer::{self, ascii_header};
+use crate::http::api::Door;
+use crate::http::body::Body;
+use crate::http::query::Query;
+use crate::http::router::Route;
+use crate::http::status::Fault;
+use crate::types::{Record, Value};
+
+#[derive(Serialize)]
+struct Stored<'a> {
+    key: Cow<'a, str>,
+    etag: &'a str,
+    size: usize,
+    volume_id: &'a str,
+}
+
+#[derive(Serialize)]
+struct Failed<'a> {
+    error: &'a str,
+}
+
+/// What this dialect says of whatever went wrong.
+pub fn failed(code: StatusCode, error: &str) -> Response<Body> {
+    answer::json(code, &Failed { error })
+}
+
+/// CRC-32 of the bytes, in eight hex digits.
+fn checksum(bytes: &[u8]) -> String {
+    format!("{:08x}", crc32fast::hash(bytes))
+}
+
+fn quoted(checksum: &str) -> HeaderValue {
+    ascii_header(format!("\"{checksum}\""))
+}
+
+/// `POST|PUT /blobs/{key}`.
+pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
+    let (coordinator, options) = begin(door, &request)?;
+    let key = raw::key_of(Route::BlobPut.key_in(request.uri().path()))?;
+    let (value, _reservation) = raw::value_of(door, request).await?;
+    let (etag, size) = (checksum(value.as_bytes()), value.len());
+    let receipt = coordinator.put(key.clone(), value, options.write).await?;
+    let stored = Stored {
+        key: String::from_utf8_lossy(key.as_bytes()),
+        etag: &etag,
+        size,
+        volume_id: &door.api.shared.settings.volume_id,
+    };
+    let mut response = answer::of_write(answer::json(StatusCode::CREATED, &stored), &receipt);
+    response.headers_mut().insert(ETAG, quoted(&etag));
+    Ok(response)
+}
+
+/// `GET /blobs/{key}`.
+pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
+    let (coordinator, options) = begin(door, request)?;
+    let key = raw::key_of(Route::BlobGet.key_in(request.uri().path()))?;
+    match coordinator.get(key, options.read).await? {
+        Some(record @ Record::Value { .. }) => {
+            let etag = checksum(record.as_value().map(Value::as_bytes).unwrap_or_default());
+            Ok(match raw::serve(door, request, &record, quoted(&etag))? {
+                Served::Answer(response) => response,
+                Served::BeyondEnd(content_range) => {
+                    let mut response =
+                        failed(StatusCode::RANGE_NOT_SATISFIABLE, "Range lies beyond the blob");
+                    response.headers_mut().insert(CONTENT_RANGE, content_range);
+                    response
+                }
+            })
+        }
+        absent => Ok(answer::of_absence(failed(StatusCode::NOT_FOUND, "Blob not found"), absent.as_ref())),
+    }
+}
+
+/// `DELETE /blobs/{key}`: 204, also when there was nothing.
+pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
+    let (coordinator, options) = begin(door, request)?;
+    let key = raw::key_of(Route::BlobDelete.key_in(request.uri().path()))?;
+    let receipt = coordinator.delete(key, options.write).await?;
+    Ok(answer::of_write(answer::no_content(), &receipt))
+}
+
+/// `GET /blobs[?prefix&limit&cursor]`: the keys, in order.
+pub async fn list(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
+    let coordinator = door.api.coordinator()?;
+    let query = Query::parse(request.uri().query())?;
+    let listing = Listing {
+        range: scan::range(&query)?,
+        read_quorum: item::quorums(coordinator, &query)?.read.read_quorum,
+        limit: query.number("limit", 1, scan::LIMIT_MAX)?,
+        shape: Shape::Keys,
+        encoding: Encoding::of(&query)?,
+    };
+    scan::list(door, listing, request.uri()).await
+}

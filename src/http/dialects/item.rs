@@ -1,0 +1,372 @@
+//! Items: what a request says, whatever its dialect: keys and values out of JSON bodies, quorums out of queries.
+//!
+//! Strings without escapes stay slices of the body; nothing is copied on the way to the log. A name given twice in one
+//! object is refused, since readers differ in which one counts; names we do not know are ignored.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::http::query::Query;
+use crate::http::status::Fault;
+use crate::replication::{Coordinator, ReadOptions, WriteOptions};
+use crate::types::key::KeyError;
+use crate::types::{Key, Value};
+
+/// What a request says about quorums.
+#[derive(Debug, Clone, Copy)]
+pub struct Quorums {
+    /// `w` and `sloppy`.
+    pub write: WriteOptions,
+    /// `r`.
+    pub read: ReadOptions,
+}
+
+/// Reads `w`, `r` and `sloppy`; each is checked on every data request, also where it has nothing to say.
+pub fn quorums(coordinator: &Coordinator, query: &Query<'_>) -> Result<Quorums, Fault> {
+    let nodes_max = coordinator.ring().replication_factor();
+    Ok(Quorums {
+        write: WriteOptions { write_quorum: query.number("w", 1, nodes_max)?, sloppy: query.flag("sloppy")? },
+        read: ReadOptions { read_quorum: query.number("r", 1, nodes_max)? },
+    })
+}
+
+/// The key that a query names.
+pub fn key_of(query: &Query<'_>) -> Result<Key, Fault> {
+    let bytes =
+        query.bytes("key").ok_or_else(|| Fault::BadRequest("parameter \"key\" is missing".to_owned()))?;
+    key(Bytes::copy_from_slice(bytes), "")
+}
+
+#[derive(Deserialize)]
+struct Item<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    #[serde(borrow)]
+    value: Cow<'a, str>,
+}
+
+#[derive(Deserialize)]
+struct Batch<'a> {
+    #[serde(borrow, deserialize_with = "numbered")]
+    items: Vec<Item<'a>>,
+}
+
+/// Reads `{"key":…,"value":…}`.
+///
+/// # Errors
+/// [`Fault::BadRequest`] and [`Fault::TooLarge`] with what and where.
+pub fn one(body: &Bytes, value_size_max: usize) -> Result<(Key, Value), Fault> {
+    let item: Item<'_> = json(body)?;
+    checked(body, item, value_size_max, "")
+}
+
+/// Reads [`one`]'s object, or one without both names: a single pair, `{"colour":"blue"}`.
+///
+/// # Errors
+/// As [`one`].
+pub fn one_or_pair(body: &Bytes, value_size_max: usize) -> Result<(Key, Value), Fault> {
+    let named = match serde_json::from_slice::<Item<'_>>(body) {
+        Ok(item) => return checked(body, item, value_size_max, ""),
+        Err(error) => error,
+    };
+    match serde_json::from_slice::<Pair<'_>>(body) {
+        Ok(Pair(Some((key, value)))) => checked(body, Item { key, value }, value_size_max, ""),
+        Ok(Pair(None)) => Err(malformed(body, &named)),
+        Err(error) => Err(malformed(body, &error)),
+    }
+}
+
+/// Reads `{"items":[{"key":…,"value":…},…]}`: all of it, or nothing and the first bad item's index.
+///
+/// # Errors
+/// As [`one`].
+pub fn many(body: &Bytes, value_size_max: usize) -> Result<Vec<(Key, Value)>, Fault> {
+    let batch: Batch<'_> = json(body)?;
+    let mut items = Vec::with_capacity(batch.items.len()); // collecting results would grow it step by step
+    for (index, item) in batch.items.into_iter().enumerate() {
+        items.push(checked(body, item, value_size_max, &format!("items[{index}]: "))?);
+    }
+    Ok(items)
+}
+
+/// Checks the length of a key that came in a request.
+pub fn key(bytes: Bytes, place: &str) -> Result<Key, Fault> {
+    Key::new(bytes).map_err(|error| match error {
+        KeyError::Empty => Fault::BadRequest(format!("{place}{error}")),
+        KeyError::TooLong(_) => Fault::TooLarge(format!("{place}{error}")),
+    })
+}
+
+/// Reads a JSON body, or says what is wrong with it.
+pub fn json<'a, T: Deserialize<'a>>(body: &'a Bytes) -> Result<T, Fault> {
+    serde_json::from_slice(body).map_err(|error| malformed(body, &error))
+}
+
+/// Standard base64, read as Go's library does: bits left over behind the last byte are not looked at.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
+
+/// Reads standard base64, padded.
+pub fn decode_base64(text: &str, place: &str) -> Result<Bytes, Fault> {
+    let decoded = BASE64.decode(text.as_bytes()).map(Bytes::from);
+    decoded.map_err(|error| Fault::BadRequest(format!("{place}bad base64: {error}")))
+}
+
+/// Bytes in standard base64.
+pub fn encode_base64(bytes: &[u8]) -> String {
+    BASE64.encode(bytes)
+}
+
+/// Appends bytes as a JSON string of standard base64.
+pub fn push_base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'"');
+    let start = out.len();
+    let len = base64::encoded_len(bytes.len(), true).expect("a value's length in base64 is a usize");
+    out.resize(start + len, 0);
+    BASE64.encode_slice(bytes, &mut out[start..]).expect("there is room for just as much");
+    out.push(b'"');
+}
+
+/// Checks the length of a value that came in a request.
+pub fn check_value(len: usize, value_size_max: usize, place: &str) -> Result<(), Fault> {
+    if len > value_size_max {
+        return Err(Fault::TooLarge(format!(
+            "{place}value has {len} bytes; at most {value_size_max} are allowed"
+        )));
+    }
+    Ok(())
+}
+
+/// What is told of a body that is no JSON, or other JSON.
+fn malformed(body: &Bytes, error: &serde_json::Error) -> Fault {
+    if body.is_empty() {
+        return Fault::BadRequest("the body is empty; JSON is expected".to_owned());
+    }
+    Fault::BadRequest(format!("bad JSON body: {error}"))
+}
+
+fn checked(body: &Bytes, item: Item<'_>, value_size_max: usize, place: &str) -> Result<(Key, Value), Fault> {
+    let key = key(shared(body, item.key), place)?;
+    check_value(item.value.len(), value_size_max, place)?;
+    Ok((key, Value::new(shared(body, item.value))))
+}
+
+fn shared(body: &Bytes, text: Cow<'_, str>) -> Bytes {
+    match text {
+        Cow::Borrowed(text) => body.slice_ref(text.as_bytes()),
+        Cow::Owned(text) => Bytes::from(text),
+    }
+}
+
+/// A JSON string, borrowed where it has no escapes.
+#[derive(Deserialize)]
+pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
+
+/// The one pair of an object; `None` of an object that has none or several.
+struct Pair<'a>(Option<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Pair<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Pair<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let Some(Text(key)) = map.next_key()? else { return Ok(Pair(None)) };
+                let value = map.next_value::<Either<'de>>()?;
+                if map.next_key::<IgnoredAny>()?.is_some() {
+                    map.next_value::<IgnoredAny>()?;
+                    while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                    return Ok(Pair(None));
+                }
+                match value {
+                    Either::Text(value) => Ok(Pair(Some((key, value)))),
+                    Either::Other(_) => Err(A::Error::custom("the value of a pair must be a string")),
+                }
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// A string, or anything else.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Either<'a> {
+    #[serde(borrow)]
+    Text(Cow<'a, str>),
+    Other(IgnoredAny),
+}
+
+/// Reads items so that an error names the item it is in.
+fn numbered<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Item<'a>>, D::Error> {
+    struct Items;
+
+    impl<'de> Visitor<'de> for Items {
+        type Value = Vec<Item<'de>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array of items")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut items = Vec::new();
+            loop {
+                match seq.next_element() {
+                    Ok(Some(item)) => items.push(item),
+                    Ok(None) => return Ok(items),
+                    Err(error) => {
+                        return Err(A::Error::custom(format_args!("items[{}]: {error}", items.len())));
+                    }
+                }
+            }
+        }
+    }
+
+    deserializer.deserialize_seq(Items)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn put(json: &str) -> Result<(Key, Value), String> {
+        one(&Bytes::copy_from_slice(json.as_bytes()), 100)
+            .map_err(|fault| format!("{} {fault}", fault.code().as_u16()))
+    }
+
+    fn batch(json: &str) -> Result<usize, String> {
+        let body = Bytes::copy_from_slice(json.as_bytes());
+        many(&body, 100)
+            .map(|items| items.len())
+            .map_err(|fault| format!("{} {fault}", fault.code().as_u16()))
+    }
+
+    #[test]
+    fn plain_strings_are_slices_of_the_body() {
+        let body = Bytes::from_static(br#"{"key":"k","value":"v"}"#);
+        let (_, value) = one(&body, 100).unwrap();
+        assert!(body.as_ptr_range().contains(&value.as_bytes().as_ptr()));
+    }
+
+    #[test]
+    fn escapes_are_decoded_and_other_fields_ignored() {
+        let (key, value) =
+            put(r#"{"n":{"a":[1,{}]},"value":"\u0000\n\ud83d\ude00","key":"\u0000"}"#).unwrap();
+        assert_eq!(key.as_bytes(), b"\0");
+        assert_eq!(value.as_bytes(), "\0\n😀".as_bytes());
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_item_is_said_with_its_place() {
+        let cases = [
+            (r#"{"value":"v"}"#, "400 bad JSON body: missing field `key` at line 1 column 13"),
+            (r#"{"key":"k"}"#, "400 bad JSON body: missing field `value` at line 1 column 11"),
+            (
+                r#"{"key":"k","value":5}"#,
+                "400 bad JSON body: invalid type: integer `5`, expected a string at line 1 column 20",
+            ),
+            (
+                r#"{"key":"k","value":null}"#,
+                "400 bad JSON body: invalid type: null, expected a string at line 1 column 23",
+            ),
+            (
+                r#"{"key":"k","key":"l","value":"v"}"#,
+                "400 bad JSON body: duplicate field `key` at line 1 column 16",
+            ),
+            (r#"{"key":"","value":"v"}"#, "400 key is empty"),
+            ("", "400 the body is empty; JSON is expected"),
+        ];
+        for (json, expected) in cases {
+            assert_eq!(put(json).unwrap_err(), expected, "{json}");
+        }
+        assert!(put(r#"{"key":"k","value":"v"} x"#).unwrap_err().contains("trailing characters"));
+        assert!(put(r#"{"key":"k","value":"\ud800"}"#).unwrap_err().starts_with("400 bad JSON body"));
+    }
+
+    #[test]
+    fn an_object_without_both_names_is_one_pair() {
+        let pair = |json: &str| match one_or_pair(&Bytes::copy_from_slice(json.as_bytes()), 10) {
+            Ok((key, value)) => format!("{key:?} {value:?}"),
+            Err(fault) => fault.to_string(),
+        };
+        assert_eq!(pair(r#"{"key":"k","value":"v"}"#), r#""k" "v""#);
+        assert_eq!(pair(r#"{"value":"v","more":1,"key":"k"}"#), r#""k" "v""#);
+        assert_eq!(pair(r#"{"colour":"blue"}"#), r#""colour" "blue""#);
+        assert_eq!(pair(r#"{"a\tb":"\u0041"}"#), r#""a\tb" "A""#);
+        assert_eq!(pair(r#"{"key":"k"}"#), r#""key" "k""#, "one name alone is a pair's");
+        assert!(pair(r#"{"colour":7}"#).contains("the value of a pair must be a string"));
+        assert!(pair(r#"{"a":"1","b":"2"}"#).contains("missing field `key`"));
+        assert!(pair(r#"{"key":"k","value":7}"#).contains("expected a string"));
+        assert!(pair("{}").contains("missing field `key`"));
+        assert!(pair("[]").contains("bad JSON body"));
+        assert!(pair("").contains("the body is empty"));
+        assert!(pair(r#"{"":"v"}"#).contains("key is empty"));
+        assert!(pair(r#"{"k":"01234567890"}"#).contains("value has 11 bytes"));
+    }
+
+    #[test]
+    fn a_key_may_have_4096_bytes_and_a_value_as_many_as_is_set() {
+        let item = |key: usize, value: usize| {
+            put(&format!(r#"{{"key":"{}","value":"{}"}}"#, "k".repeat(key), "v".repeat(value)))
+        };
+        assert!(item(4096, 100).is_ok());
+        assert!(item(4097, 1).unwrap_err().starts_with("413 key has 4097 bytes"));
+        assert!(item(1, 101).unwrap_err().starts_with("413 value has 101 bytes"));
+    }
+
+    #[test]
+    fn a_value_is_measured_after_decoding() {
+        assert!(put(&format!(r#"{{"key":"k","value":"{}"}}"#, r"\u0041".repeat(100))).is_ok());
+    }
+
+    #[test]
+    fn a_bad_batch_item_is_named_by_its_index() {
+        assert_eq!(batch(r#"{"items":[]}"#), Ok(0));
+        assert_eq!(batch(r#"{"items":[{"key":"a","value":""}],"more":1}"#), Ok(1));
+        let bad = batch(r#"{"items":[{"key":"a","value":"b"},{"key":"a"}]}"#).unwrap_err();
+        assert_eq!(bad, "400 bad JSON body: items[1]: missing field `value` at line 1 column 45");
+        assert_eq!(
+            batch(r#"{"items":[{"key":"a","value":"b"},{"key":"","value":""}]}"#).unwrap_err(),
+            "400 items[1]: key is empty"
+        );
+        assert!(
+            batch(r#"{"items":[{"key":"a","value":"b"},7]}"#).unwrap_err().contains("items[1]: invalid type")
+        );
+        assert!(batch(r#"{"items":{}}"#).unwrap_err().contains("expected an array of items"));
+        assert!(batch("{}").unwrap_err().contains("missing field `items`"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_through_json(key in "\\PC{1,20}", value: String) {
+            let json = serde_json::json!({"key": key, "value": value}).to_string();
+            let (got_key, got_value) = one(&Bytes::from(json), 1 << 20).unwrap();
+            prop_assert_eq!(got_key.as_bytes(), key.as_bytes());
+            prop_assert_eq!(got_value.as_bytes(), value.as_bytes());
+        }
+
+        #[test]
+        fn no_body_panics(body: Vec<u8>) {
+            let body = Bytes::from(body);
+            let _ = one(&body, 100);
+            let _ = many(&body, 100);
+        }
+    }
+}

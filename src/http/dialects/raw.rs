@@ -1,0 +1,198 @@
+//! Raw bytes in and out, for the dialects in which a value is the whole body: blobs and our own.
+//!
+//! ```text
+//! If-None-Match names the ETag ──> 304, no bytes
+//! Range: one part of the bytes ──> 206, or 416 when it lies beyond them     (GET only; If-Range heeded)
+//!        several, or nonsense  ──> all of them: RFC 9110 (section 14.2) allows it
+//! ```
+//!
+//! A value is served as the type that its writer gave it. It was written by a stranger and lies at our own address, so a
+//! browser is told not to guess at types and to run it in a sandbox.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{
+    ACCEPT_RANGES, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
+    IF_NONE_MATCH, IF_RANGE, RANGE, X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::item;
+use crate::http::answer::{self, X_KV_TIMESTAMP, ascii_header, timestamp_header};
+use crate::http::api::Door;
+use crate::http::body::{self, Body, Reservation};
+use crate::http::query;
+use crate::http::status::Fault;
+use crate::types::{ContentType, Key, Record, Value};
+
+const OCTETS: &str = "application/octet-stream";
+
+/// The key in a path, percent-decoded.
+pub fn key_of(raw: &str) -> Result<Key, Fault> {
+    item::key(Bytes::from(query::decode_path(raw)?.into_owned()), "")
+}
+
+/// The request's body as a value, with its type, and what it takes of the budget until the request is answered.
+pub async fn value_of(door: &Door, request: Request<Incoming>) -> Result<(Value, Reservation), Fault> {
+    let content_type = content_type_of(request.headers())?;
+    let shared = &door.api.shared;
+    let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
+    item::check_value(body.bytes.len(), shared.limits.value_size_max, "")?;
+    Ok((Value::new(body.bytes).of_type(content_type), body.reservation))
+}
+
+/// The type that a request gives its body. Octets are what a value without a type is: that is not kept.
+fn content_type_of(headers: &HeaderMap) -> Result<Option<ContentType>, Fault> {
+    match headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) {
+        None | Some(b"") => Ok(None),
+        Some(text) if text == OCTETS.as_bytes() => Ok(None),
+        Some(text) => ContentType::new(text).map(Some).ok_or_else(|| {
+            Fault::BadRequest(format!(
+                "Content-Type must have at most {} printable ASCII characters",
+                ContentType::MAX_LEN
+            ))
+        }),
+    }
+}
+
+/// Names the type of a value, as it is served.
+pub fn add_type(headers: &mut HeaderMap, record: &Record) {
+    let typed = record.content_type().and_then(|text| HeaderValue::from_bytes(text.as_bytes()).ok());
+    let Some(content_type) = typed else {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(OCTETS));
+        return;
+    };
+    headers.insert(CONTENT_TYPE, content_type);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox"));
+}
+
+/// What a request is answered with that asks for a value.
+#[derive(Debug)]
+pub enum Served {
+    /// The bytes, a part of them, or the word that they have not changed.
+    Answer(Response<Body>),
+    /// It asks for a part that lies beyond the value's end. To be worded by the dialect.
+    BeyondEnd(HeaderValue),
+}
+
+/// Serves a value as a request asks for it.
+///
+/// # Errors
+/// [`Fault::Overloaded`] when too much is in flight.
+pub fn serve(
+    door: &Door,
+    request: &Request<Incoming>,
+    record: &Record,
+    etag: HeaderValue,
+) -> Result<Served, Fault> {
+    let headers = request.headers();
+    let value = record.as_value().map(Value::to_bytes).unwrap_or_default();
+    let mut response = Response::new(Body::empty());
+    if is_known(headers, &etag) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    } else {
+        add_type(response.headers_mut(), record);
+        response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        let bytes = match part_asked(request.method(), headers, &etag, value.len()) {
+            Part::All => value,
+            Part::Of(range) => {
+                let (first, last, len) = (range.start, range.end - 1, value.len());
+                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+                let content_range = ascii_header(format!("bytes {first}-{last}/{len}"));
+                response.headers_mut().insert(CONTENT_RANGE, content_range);
+                value.slice(range)
+            }
+            Part::None => return Ok(Served::BeyondEnd(ascii_header(format!("bytes */{}", value.len())))),
+        };
+        *response.body_mut() = Body::whole(answer::reserved(&door.api.shared.budget, bytes)?);
+    }
+    response.headers_mut().insert(ETAG, etag);
+    response.headers_mut().insert(X_KV_TIMESTAMP, timestamp_header(record.timestamp()));
+    Ok(Served::Answer(response))
+}
+
+/// Whether `If-None-Match` names the value. Weak names count (RFC 9110, section 13.1.2).
+fn is_known(headers: &HeaderMap, etag: &HeaderValue) -> bool {
+    let names =
+        headers.get_all(IF_NONE_MATCH).iter().flat_map(|value| value.as_bytes().split(|c| *c == b','));
+    names.map(<[u8]>::trim_ascii).any(|name| {
+        let name = name.strip_prefix(b"W/").unwrap_or(name);
+        name == b"*" || name == etag.as_bytes()
+    })
+}
+
+/// Which of a value's bytes a request asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Part {
+    All,
+    Of(Range<usize>),
+    None,
+}
+
+fn part_asked(method: &Method, headers: &HeaderMap, etag: &HeaderValue, len: usize) -> Part {
+    let is_current = headers.get(IF_RANGE).is_none_or(|name| name == etag);
+    match headers.get(RANGE).and_then(|range| range.to_str().ok()) {
+        Some(range) if method == Method::GET && is_current => parse_range(range, len),
+        _ => Part::All,
+    }
+}
+
+/// Reads `bytes=a-b`, `bytes=a-` and `bytes=-n`; whatever else is there asks for everything.
+fn parse_range(range: &str, len: usize) -> Part {
+    let number = |text: &str| {
+        let is_number = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+        is_number.then(|| text.parse::<usize>().unwrap_or(usize::MAX)) // beyond any value is beyond any value
+    };
+    let bounds = range.strip_prefix("bytes=").and_then(|bounds| bounds.trim().split_once('-'));
+    let Some((first, last)) = bounds else { return Part::All };
+    let range = match (number(first), number(last)) {
+        (Some(first), Some(last)) if first <= last => first..last.saturating_add(1).min(len),
+        (Some(first), None) if last.is_empty() => first..len,
+        (None, Some(count)) if first.is_empty() => len.saturating_sub(count)..len,
+        _ => return Part::All,
+    };
+    if range.is_empty() { Part::None } else { Part::Of(range) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn one_range_is_a_part_and_anything_else_is_everything() {
+        let cases = [
+            ("bytes=0-3", Part::Of(0..4)),
+            ("bytes=4-", Part::Of(4..10)),
+            ("bytes=-3", Part::Of(7..10)),
+            ("bytes=-99", Part::Of(0..10)),
+            ("bytes=8-99999999999999999999999", Part::Of(8..10)),
+            ("bytes=10-", Part::None),
+            ("bytes=10-12", Part::None),
+            ("bytes=-0", Part::None),
+            ("bytes=3-2", Part::All),
+            ("bytes=0-1,4-5", Part::All),
+            ("bytes=a-b", Part::All),
+            ("bytes=+1-2", Part::All),
+            ("bytes=-", Part::All),
+            ("items=0-3", Part::All),
+            ("", Part::All),
+        ];
+        for (range, part) in cases {
+            assert_eq!(parse_range(range, 10), part, "{range}");
+        }
+        assert_eq!(parse_range("bytes=0-0", 0), Part::None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_range_leads_out_of_the_value(range in "bytes=[0-9]{0,20}-[0-9]{0,20}", len in 0usize..50) {
+            if let Part::Of(part) = parse_range(&range, len) {
+                prop_assert!(part.start < part.end && part.end <= len);
+            }
+        }
+    }
+}

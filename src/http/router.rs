@@ -1,0 +1,388 @@
+//! Paths and methods: which request goes where.
+//!
+//! ```text
+//! (method, path) ── one table, no state ──> route, and the key in the path
+//!                                             └── its dialect words every fault, whoever found it
+//! ```
+
+use std::net::SocketAddr;
+
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper::{Method, Request, Response, StatusCode, Version};
+use tokio::time::Instant;
+
+use super::access::{self, Access};
+use super::answer::X_REQUEST_ID;
+use super::api::Door;
+use super::body::Body;
+use super::dialects::{Dialect, blobs, own, plain, scan, simple, vikdb};
+use super::status::Fault;
+use super::{admin, answer, events, page};
+use crate::util::request_id::RequestId;
+
+/// Which paths are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pattern {
+    /// This one.
+    Is(&'static str),
+    /// All that begin with this; what follows is a key, percent-encoded.
+    Under(&'static str),
+    /// Whatever nothing else matches.
+    Other,
+}
+
+/// What a request does, as it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Gives one key a value.
+    Write,
+    /// Reads one key, or some that are named.
+    Read,
+    /// Writes many keys.
+    Batch,
+    /// Reads keys in order.
+    Scan,
+    /// Deletes keys.
+    Delete,
+    /// Nothing to data: an operator's question, or a peer's.
+    Other,
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// What it leads to.
+    pub route: Route,
+    /// Its name in metrics.
+    pub name: &'static str,
+    /// Its methods.
+    pub methods: &'static [&'static str],
+    /// Its paths.
+    pub pattern: Pattern,
+    /// How its faults are worded.
+    pub dialect: Dialect,
+    /// How it is counted.
+    pub operation: Operation,
+    /// Whom it lets in.
+    pub access: Access,
+}
+
+macro_rules! routes {
+    ($($route:ident $name:literal: $methods:expr, $pattern:expr, $dialect:ident, $operation:ident, $access:ident;)*) => {
+        /// What a method and a path ask for.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(missing_docs)] // the table says it
+        pub enum Route {
+            $($route,)*
+        }
+
+        impl Route {
+            /// Every route, in the order of their numbers.
+            pub const ALL: [Self; [$(Self::$route),*].len()] = [$(Self::$route),*];
+        }
+
+        /// The one table, in the order of the routes' numbers. Of rows that match a path the first decides which pattern
+        /// it is; its methods are those of all rows with the same pattern.
+        static ROWS: [Row; Route::ALL.len()] = [
+            $(Row {
+                route: Route::$route,
+                name: $name,
+                methods: &$methods,
+                pattern: $pattern,
+                dialect: Dialect::$dialect,
+                operation: Operation::$operation,
+                access: Access::$access,
+            },)*
+        ];
+    };
+}
+
+use Pattern::{Is, Other, Under};
+
+// The busiest first: a request walks the table down to its row.
+routes! {
+    Put "put": ["POST"], Is("/put"), Plain, Write, Write;
+    Get "get": ["GET", "HEAD"], Is("/get"), Plain, Read, Read;
+    Batch "batch": ["POST"], Is("/batch"), Plain, Batch, Write;
+    Scan "scan": ["GET", "HEAD"], Is("/scan"), Plain, Scan, Read;
+    Delete "delete": ["POST"], Is("/delete"), Plain, Delete, Write;
+
+    SimpleSet "simple_set": ["POST"], Is("/set"), Plain, Write, Write;
+    SimpleDelete "simple_delete": ["DELETE"], Is("/del"), Plain, Delete, Write;
+
+    VikdbRange "vikdb_range": ["GET", "HEAD", "POST"], Is("/kv/range"), Vikdb, Scan, Read;
+    VikdbBatch "vikdb_batch": ["POST"], Is("/kv/batch"), Vikdb, Batch, Write;
+    VikdbPut "vikdb_put": ["PUT"], Under("/kv/"), Vikdb, Write, Write;
+    VikdbGet "vikdb_get": ["GET", "HEAD"], Under("/kv/"), Vikdb, Read, Read;
+    VikdbDelete "vikdb_delete": ["DELETE"], Under("/kv/"), Vikdb, Delete, Write;
+
+    BlobList "blob_list": ["GET", "HEAD"], Is("/blobs"), Blobs, Scan, Read;
+    BlobPut "blob_put": ["POST", "PUT"], Under("/blobs/"), Blobs, Write, Write;
+    BlobGet "blob_get": ["GET", "HEAD"], Under("/blobs/"), Blobs, Read, Read;
+    BlobDelete "blob_delete": ["DELETE"], Under("/blobs/"), Blobs, Delete, Write;
+
+    OwnList "v1_list": ["GET", "HEAD"], Is("/v1/kv"), Own, Scan, Read;
+    OwnGetMany "v1_get_many": ["POST"], Is("/v1/kv:get"), Own, Read, Read;
+    OwnDeleteMany "v1_delete_many": ["POST"], Is("/v1/kv:delete"), Own, Delete, Write;
+    OwnPut "v1_put": ["PUT"], Under("/v1/kv/"), Own, Write, Write;
+    OwnGet "v1_get": ["GET", "HEAD"], Under("/v1/kv/"), Own, Read, Read;
+    OwnDelete "v1_delete": ["DELETE"], Under("/v1/kv/"), Own, Delete, Write;
+
+    Page "page": ["GET", "HEAD"], Is("/"), Plain, Other, Admin;
+    Events "events": ["GET", "HEAD"], Is("/events"), Plain, Other, Admin;
+    Explain "explain": ["GET", "HEAD"], Is("/explain"), Plain, Other, Read;
+    Metrics "metrics": ["GET", "HEAD"], Is("/metrics"), Plain, Other, Read;
+    Health "health": ["GET", "HEAD"], Is("/health"), Plain, Other, Read;
+    Livez "livez": ["GET", "HEAD"], Is("/livez"), Plain, Other, Open;
+    Readyz "readyz": ["GET", "HEAD"], Is("/readyz"), Plain, Other, Open;
+    ClusterStatus "cluster_status": ["GET", "HEAD"], Is("/cluster/status"), Plain, Other, Admin;
+    Ring "ring": ["GET", "HEAD"], Is("/ring"), Plain, Other, Admin;
+    HotKeys "hot_keys": ["GET", "HEAD"], Is("/debug/hotkeys"), Plain, Other, Admin;
+    Rpc "rpc": ["GET"], Is("/internal/rpc"), Plain, Other, Peers;
+    Unknown "unknown": [], Other, Plain, Other, Open;
+}
+
+impl Route {
+    /// Its row of the table.
+    pub fn row(self) -> &'static Row {
+        &ROWS[self as usize]
+    }
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// What one of its paths says behind a [`Pattern::Under`], as it stands there.
+    pub fn key_in(self, path: &str) -> &str {
+        match self.row().pattern {
+            Under(prefix) => path.strip_prefix(prefix).unwrap_or_default(),
+            Is(_) | Other => "",
+        }
+    }
+}
+
+/// Where a request belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// The route; that of another method where the path does not know this one.
+    pub route: Route,
+    /// Whether the path knows the method.
+    pub allowed: bool,
+}
+
+/// Finds the route of a request. Pure; [`Route::key_in`] tells the key in the path.
+pub fn find(method: &Method, path: &str) -> Found {
+    let mut of_path: Option<&Row> = None;
+    for row in &ROWS {
+        let is_here = match (of_path, row.pattern) {
+            (Some(first), pattern) => pattern == first.pattern,
+            (None, Is(whole)) => whole == path,
+            (None, Under(prefix)) => path.starts_with(prefix),
+            (None, Other) => false,
+        };
+        if !is_here {
+            continue;
+        }
+        if row.methods.contains(&method.as_str()) {
+            return Found { route: row.route, allowed: true };
+        }
+        of_path.get_or_insert(row);
+    }
+    Found { route: of_path.map_or(Route::Unknown, |row| row.route), allowed: false }
+}
+
+/// The methods that a route's paths know, as `Allow` lists them.
+pub fn allow(route: Route) -> String {
+    let same = ROWS.iter().filter(|row| row.pattern == route.row().pattern);
+    let methods: Vec<_> = same.flat_map(|row| row.methods).copied().chain(["OPTIONS"]).collect();
+    methods.join(", ")
+}
+
+/// Answers one request, counts it, and says in the log if it was slow.
+pub fn answer(
+    door: &Door,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+) -> impl Future<Output = Response<Body>> + Send {
+    let given = request.headers().get(X_REQUEST_ID).and_then(|id| RequestId::given(id.as_bytes()));
+    let id = given.unwrap_or_else(RequestId::made);
+    id.clone().scope(answer_as(door, request, peer, id))
+}
+
+async fn answer_as(
+    door: &Door,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    id: RequestId,
+) -> Response<Body> {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let Found { route, allowed } = find(&method, request.uri().path());
+    let mut response = match dispatch(door, route, allowed, request, peer).await {
+        Ok(response) => response,
+        Err(fault) => {
+            let mut response = route.row().dialect.fault(&fault);
+            if route == Route::Page {
+                access::ask_browser(&mut response);
+            }
+            response
+        }
+    };
+    let (status, took) = (response.status(), started.elapsed());
+    door.recorder.record(route, status, took);
+    let slow_log = &door.api.shared.slow_log;
+    let is_slow = slow_log.is_slow(took);
+    if is_slow {
+        slow_log.note(route, &method, status, took, peer);
+    }
+    // An id of our own costs bytes on every answer: it goes where somebody will look it up.
+    if id.is_given() || is_slow || status.is_server_error() {
+        response.headers_mut().insert(X_REQUEST_ID, answer::ascii_header(id.to_string()));
+    }
+    response.map(|body| body.of_request(id))
+}
+
+async fn dispatch(
+    door: &Door,
+    route: Route,
+    allowed: bool,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+) -> Result<Response<Body>, Fault> {
+    check_framing(&request)?;
+    if !allowed {
+        return not_with(route, request.method());
+    }
+    access::check(&door.api.shared.settings.tokens, route.row().access, request.headers())?;
+    match route {
+        Route::Put => plain::put(door, request).await,
+        Route::Get => plain::get(door, &request).await,
+        Route::Delete => plain::delete(door, &request).await,
+        // Boxed: they are large and rare, and would make every connection's future as large.
+        Route::Batch => Box::pin(plain::batch(door, request)).await,
+        Route::Scan => Box::pin(scan::scan(door, &request)).await,
+        Route::SimpleSet => simple::set(door, request).await,
+        Route::SimpleDelete => Box::pin(simple::delete(door, &request)).await,
+        Route::VikdbPut => vikdb::put(door, request).await,
+        Route::VikdbGet => vikdb::get(door, &request).await,
+        Route::VikdbDelete => vikdb::delete(door, &request).await,
+        Route::VikdbRange => Box::pin(vikdb::range(door, request)).await,
+        Route::VikdbBatch => Box::pin(vikdb::batch(door, request)).await,
+        Route::Page => Ok(page::page()),
+        Route::Events => events::events(door, &request),
+        Route::BlobPut => blobs::put(door, request).await,
+        Route::BlobGet => blobs::get(door, &request).await,
+        Route::BlobDelete => blobs::delete(door, &request).await,
+        Route::BlobList => Box::pin(blobs::list(door, &request)).await,
+        Route::OwnPut => own::put(door, request).await,
+        Route::OwnGet => own::get(door, &request).await,
+        Route::OwnDelete => own::delete(door, &request).await,
+        Route::OwnList => Box::pin(own::list(door, &request)).await,
+        Route::OwnGetMany => Box::pin(own::get_many(door, request)).await,
+        Route::OwnDeleteMany => Box::pin(own::delete_many(door, request)).await,
+        Route::Explain => Box::pin(admin::explain(door, &request)).await,
+        Route::Metrics => admin::metrics(door, &request),
+        Route::Health => Ok(admin::health(door)),
+        Route::Livez => Ok(answer::text(StatusCode::OK, "alive")),
+        Route::Readyz => admin::readyz(door, &request),
+        Route::ClusterStatus => admin::cluster_status(door),
+        Route::Ring => admin::ring(door, &request),
+        Route::HotKeys => admin::hot_keys(door, &request),
+        Route::Rpc => peer_door(door, request, peer),
+        Route::Unknown => Err(Fault::NoSuchPath),
+    }
+}
+
+/// Refuses what two readers may frame or route differently: a request that names its length twice over, or its host
+/// not exactly once (HTTP/1.0 need not name one).
+fn check_framing(request: &Request<Incoming>) -> Result<(), Fault> {
+    let headers = request.headers();
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(_), None) => {}
+        (None, _) if request.version() == Version::HTTP_10 => {}
+        (None, _) => return Err(Fault::BadRequest("the Host header is missing".to_owned())),
+        (Some(_), Some(_)) => return Err(Fault::BadRequest("more than one Host header".to_owned())),
+    }
+    if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
+        return Err(Fault::BadRequest("both Content-Length and Transfer-Encoding".to_owned()));
+    }
+    Ok(())
+}
+
+fn not_with(route: Route, method: &Method) -> Result<Response<Body>, Fault> {
+    if route == Route::Unknown {
+        return Err(Fault::NoSuchPath);
+    }
+    let allow = allow(route);
+    if method != Method::OPTIONS {
+        return Err(Fault::MethodNotAllowed { allow });
+    }
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let allow = HeaderValue::try_from(allow).expect("methods and commas are printable ASCII");
+    response.headers_mut().insert(ALLOW, allow);
+    Ok(response)
+}
+
+fn peer_door(door: &Door, request: Request<Incoming>, peer: SocketAddr) -> Result<Response<Body>, Fault> {
+    let open = door.api.peer_door().ok_or(Fault::NotReady("the node is starting"))?;
+    Ok(open(request, peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(method: &str, path: &'static str) -> (Route, &'static str, bool) {
+        let Found { route, allowed } = find(&method.parse().unwrap(), path);
+        (route, route.key_in(path), allowed)
+    }
+
+    #[test]
+    fn routes_are_numbered_as_the_table_lists_them() {
+        for (number, row) in ROWS.iter().enumerate() {
+            assert_eq!(row.route as usize, number, "{}", row.name);
+        }
+        let mut names: Vec<_> = ROWS.iter().map(|row| row.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ROWS.len(), "each route has a name of its own");
+    }
+
+    #[test]
+    fn every_method_of_every_row_leads_to_it() {
+        for row in &ROWS {
+            let path = match row.pattern {
+                Is(path) => path.to_owned(),
+                Under(prefix) => format!("{prefix}some%20key"),
+                Other => "/nowhere".to_owned(),
+            };
+            for method in row.methods {
+                let found = find(&method.parse().unwrap(), &path);
+                assert_eq!((found.route, found.allowed), (row.route, true), "{method} {path}");
+            }
+            let other = find(&"BREW".parse().unwrap(), &path);
+            assert_eq!(other.route.row().pattern, row.pattern, "BREW {path}");
+            assert!(!other.allowed);
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_named_hides_the_key_of_that_name() {
+        assert_eq!(found("GET", "/kv/range"), (Route::VikdbRange, "", true));
+        assert_eq!(found("PUT", "/kv/range"), (Route::VikdbRange, "", false));
+        assert_eq!(found("PUT", "/kv/ranges"), (Route::VikdbPut, "ranges", true));
+        assert_eq!(found("GET", "/kv/a/b%2F"), (Route::VikdbGet, "a/b%2F", true));
+        assert_eq!(found("GET", "/kv/"), (Route::VikdbGet, "", true));
+        assert_eq!(found("GET", "/kv"), (Route::Unknown, "", false));
+    }
+
+    #[test]
+    fn allow_lists_the_methods_of_all_rows_of_a_path() {
+        assert_eq!(allow(Route::Put), "POST, OPTIONS");
+        assert_eq!(allow(Route::VikdbDelete), "PUT, GET, HEAD, DELETE, OPTIONS");
+    }
+}

@@ -1,0 +1,16 @@
+//! A leaderless, durable key-value store.
+
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod engine;
+pub mod env;
+pub mod gossip;
+pub mod hints;
+pub mod hlc;
+pub mod http;
+pub mod node;
+pub mod replication;
+pub mod rpc;
+pub mod types;
+pub mod util;

@@ -1,0 +1,307 @@
+//! `Coordinator`: get, put, delete, batch and scan for clients. `replication` draws what becomes of each.
+//!
+//! This file decides whether a request may start (503 if not: nothing was sent), gives a write its one
+//! timestamp, and hands over to `WriteOp`, `read` or `batch`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::api::{
+    BatchReceipt, Check, Explanation, Mutation, NodeState, NodeStatus, NotSent, ReadError, ReadOptions,
+    ReplicaState, ReplicationStats, ScanOptions, ValuePage, WriteError, WriteOptions, WriteReceipt,
+};
+use super::hot_keys::{Access, Hottest};
+use super::quorum::QuorumMode;
+use super::shared::{LoadSource, Outlook, Phase, Shared};
+use super::write::WriteOp;
+use super::{batch, read, scan};
+use crate::cluster::{RangeId, Ring, Token};
+use crate::engine::EngineStats;
+use crate::env::Mistake;
+use crate::gossip::Liveness;
+use crate::rpc::{ReplicaRequest, ReplicaResponse};
+use crate::types::{Key, NodeId, Record, Timestamp, Value};
+
+/// Serves clients' requests on one node. A clone is the same coordinator.
+#[derive(Debug, Clone)]
+pub struct Coordinator {
+    shared: Arc<Shared>,
+}
+
+impl Coordinator {
+    /// Serves for the node that `shared` belongs to.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Gives a key a value; returns once W replicas have it on disk. Dropping the future does not stop the write.
+    pub async fn put(
+        &self,
+        key: Key,
+        value: Value,
+        options: WriteOptions,
+    ) -> Result<WriteReceipt, WriteError> {
+        self.mutate(key, Mutation::Put(value), options).await
+    }
+
+    /// Deletes a key; returns once W replicas have the tombstone on disk. Dropping the future does not stop it.
+    pub async fn delete(&self, key: Key, options: WriteOptions) -> Result<WriteReceipt, WriteError> {
+        self.mutate(key, Mutation::Delete, options).await
+    }
+
+    async fn mutate(
+        &self,
+        key: Key,
+        mutation: Mutation,
+        options: WriteOptions,
+    ) -> Result<WriteReceipt, WriteError> {
+        let shared = &self.shared;
+        shared.hot_keys.note(&key, Access::Write);
+        let batch::How { needed, mode } = self.how(options);
+        let range = shared.ring.range_of(Token::of(key.as_bytes()));
+        shared.check_serving()?;
+        shared.check_writable(shared.ring.primaries(range), range, needed, mode)?;
+        let permit = shared.admit(batch::weight(&key, &mutation))?;
+        let items = vec![(key, mutation.at(self.tick().await?))];
+        WriteOp { shared: shared.clone(), range, items, needed, mode, _permit: permit }.start().await
+    }
+
+    /// Writes many items; each is answered for by itself in [`BatchReceipt::failed`]. Not atomic across keys.
+    /// Dropping the future does not stop it.
+    pub async fn batch(&self, items: Vec<(Key, Mutation)>, options: WriteOptions) -> BatchReceipt {
+        let shared = &self.shared;
+        let weight = items.iter().map(|(key, mutation)| batch::weight(key, mutation)).sum();
+        let permit = match shared.check_serving().and_then(|()| shared.admit(weight)) {
+            Ok(permit) => permit,
+            Err(why) => return batch::not_sent(&items, &why),
+        };
+        let chunks = batch::plan(&shared.ring, &items);
+        let mut stamped = Vec::with_capacity(items.len());
+        let mut items = items.into_iter();
+        while let Some((key, mutation)) = items.next() {
+            shared.hot_keys.note(&key, Access::Write);
+            match self.tick().await {
+                Ok(timestamp) => stamped.push((key, mutation.at(timestamp))),
+                Err(why) => {
+                    let mut all: Vec<_> =
+                        stamped.into_iter().map(|(key, _)| (key, Mutation::Delete)).collect();
+                    all.push((key, mutation));
+                    all.extend(items);
+                    return batch::not_sent(&all, &why);
+                }
+            }
+        }
+        let (how, items) = (self.how(options), Arc::new(stamped));
+        let run = batch::run(shared.clone(), items.clone(), chunks, how, permit);
+        shared.env.tasks.spawn(run).await.unwrap_or_else(|_| batch::cut_short(&items, how.needed))
+    }
+
+    /// Returns the newest record that R replicas know, a tombstone too.
+    pub async fn get(&self, key: Key, options: ReadOptions) -> Result<Option<Record>, ReadError> {
+        self.shared.hot_keys.note(&key, Access::Read);
+        read::get(&self.shared, key, self.read_quorum(options.read_quorum)).await
+    }
+
+    /// Returns one page of a scan.
+    pub async fn scan_page(&self, options: ScanOptions) -> Result<ValuePage, ReadError> {
+        self.shared.check_serving()?;
+        scan::page(&self.shared, options).await
+    }
+
+    /// Asks every replica of a key what it holds.
+    pub async fn explain(&self, key: Key) -> Explanation {
+        let replicas = read::ask_all(&self.shared, &key).await;
+        let mut winner: Option<(&NodeId, &Record)> = None;
+        for (node, state) in &replicas {
+            if let ReplicaState::Holds(record) = state
+                && winner.is_none_or(|(_, best)| record.supersedes(best))
+            {
+                winner = Some((node, record));
+            }
+        }
+        Explanation { winner: winner.map(|(node, _)| node.clone()), replicas }
+    }
+
+    /// This node's name.
+    pub fn own(&self) -> &NodeId {
+        &self.shared.own
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &Arc<Ring> {
+        &self.shared.ring
+    }
+
+    /// W and R where a request does not say otherwise.
+    pub fn quorums(&self) -> (usize, usize) {
+        (self.shared.settings.write_quorum, self.shared.settings.read_quorum)
+    }
+
+    /// What must hold before the node takes requests; ready when no check has a problem. Costs no I/O.
+    pub fn readiness(&self) -> Vec<Check> {
+        let shared = &self.shared;
+        let recovered = match shared.phase() {
+            Phase::Starting => Some("recovery is under way"),
+            Phase::Serving => None,
+            Phase::Stopping => Some("the node is stopping"),
+        };
+        let voting = (!shared.standing.is_voting()).then_some("this disk is being rebuilt from its peers");
+        let clock = shared.is_clock_behind().then_some("clock behind");
+        // Whichever part it was, only a restart mends it.
+        let failed = shared.store.engine().stats().poisoned
+            || shared.hints.engine_stats().poisoned
+            || shared.clock_keeper.has_failed()
+            || shared.facts.has_failed();
+        let disk = failed.then_some("an earlier write or sync failed");
+        [("recovered", recovered), ("voting", voting), ("clock", clock), ("disk", disk)]
+            .map(|(name, problem)| Check { name, problem: problem.map(str::to_owned) })
+            .to_vec()
+    }
+
+    /// Every member as this node sees it, itself included, sorted by name. Costs no I/O.
+    pub fn nodes(&self) -> Vec<NodeStatus> {
+        let members = self.shared.ring.membership().members();
+        members.iter().map(|member| self.node_status(&member.id)).collect()
+    }
+
+    fn node_status(&self, node: &NodeId) -> NodeStatus {
+        let shared = &self.shared;
+        let own = *node == shared.own;
+        let (hints_pending, hint_bytes) = shared.hints.pending(node);
+        let clock_offset_ms = shared.detector.clock_offset(node).map(|offset| offset.micros / 1000);
+        NodeStatus {
+            node: node.clone(),
+            state: match if own { Liveness::Alive } else { shared.detector.liveness(node) } {
+                Liveness::Alive if shared.is_reachable_and_voting(node) => NodeState::Up,
+                Liveness::Alive => NodeState::Rebuilding,
+                Liveness::Suspect => NodeState::Suspect,
+                Liveness::Dead => NodeState::Down,
+            },
+            share: shared.ring.share(node),
+            hints_pending,
+            hint_bytes,
+            clock_offset_ms: if own { Some(0) } else { clock_offset_ms },
+            mismatch: shared.peers.mismatch(node),
+        }
+    }
+
+    /// What clients of this node ask for most.
+    pub fn hottest_keys(&self, limit: usize) -> Hottest {
+        self.shared.hot_keys.hottest(limit)
+    }
+
+    /// Hints that this node holds for a member.
+    pub fn hints_for(&self, node: &NodeId) -> u64 {
+        self.shared.hints.pending(node).0
+    }
+
+    /// From now on `source` says how busy this node is. The first one stays.
+    pub fn set_load_source(&self, source: Arc<dyn LoadSource>) {
+        self.shared.set_load_source(source);
+    }
+
+    /// How busy a member says it is, as JSON for the status page. `None` if it is believed dead, or says nothing
+    /// within `patience`.
+    pub async fn load_of(&self, node: &NodeId, patience: Duration) -> Option<Bytes> {
+        let shared = &self.shared;
+        let load = if *node == shared.own {
+            shared.own_load()
+        } else if shared.is_known_down(node) {
+            return None;
+        } else {
+            match shared.peers.call(node, ReplicaRequest::AskLoad, patience).await {
+                Ok(ReplicaResponse::Load(load)) => load,
+                _ => return None,
+            }
+        };
+        (!load.is_empty()).then_some(load)
+    }
+
+    /// What the request path has done.
+    pub fn stats(&self) -> ReplicationStats {
+        self.shared.stats()
+    }
+
+    /// What the data engine has done.
+    pub fn engine_stats(&self) -> EngineStats {
+        self.shared.store.engine().stats()
+    }
+
+    /// The clock's reading.
+    pub fn clock(&self) -> Timestamp {
+        self.shared.hlc.now()
+    }
+
+    fn how(&self, options: WriteOptions) -> batch::How {
+        let needed = options.write_quorum.unwrap_or(self.shared.settings.write_quorum);
+        batch::How {
+            needed: needed.clamp(1, self.shared.ring.replication_factor()),
+            mode: if options.sloppy { QuorumMode::Sloppy } else { QuorumMode::Strict },
+        }
+    }
+
+    fn read_quorum(&self, asked: Option<usize>) -> usize {
+        let needed = asked.unwrap_or(self.shared.settings.read_quorum);
+        needed.clamp(1, self.shared.ring.replication_factor())
+    }
+
+    /// The next timestamp. Where the clock has reached its mark on disk, it waits for a higher one.
+    async fn tick(&self) -> Result<Timestamp, NotSent> {
+        let shared = &self.shared;
+        if let Ok(timestamp) = shared.hlc.tick() {
+            if shared.hlc.wants_mark() {
+                shared.clock_keeper.raise(); // in time, so that hardly any write waits for it
+            }
+            return Ok(timestamp);
+        }
+        match timeout(shared.settings.network_timeout, shared.clock_keeper.tick()).await {
+            Ok(Ok(timestamp)) => Ok(timestamp),
+            Ok(Err(error)) => Err(NotSent::NotReady(error.to_string())),
+            Err(_) => Err(NotSent::NotReady("the clock's mark waits for the disk".to_owned())),
+        }
+    }
+}
+
+impl Mutation {
+    /// The record that it makes at `timestamp`.
+    fn at(self, timestamp: Timestamp) -> Record {
+        match self {
+            Self::Put(value) => Record::value(timestamp, value),
+            Self::Delete => Record::tombstone(timestamp),
+        }
+    }
+}
+
+impl Shared {
+    /// Says whether a write to these replicas may start.
+    ///
+    /// # Errors
+    /// Fewer nodes than the quorum are known to be reachable and to count, or this clock is behind.
+    pub(super) fn check_writable(
+        &self,
+        replicas: &[NodeId],
+        range: RangeId,
+        needed: usize,
+        mode: QuorumMode,
+    ) -> Result<(), NotSent> {
+        if self.is_clock_behind() {
+            return Err(NotSent::ClockBehind);
+        }
+        let outlooks = self.outlooks(replicas);
+        let mut reachable = outlooks.iter().filter(|outlook| **outlook == Outlook::Counts).count();
+        if reachable >= needed {
+            return Ok(());
+        }
+        if mode == QuorumMode::Sloppy {
+            let list = self.ring.preference_list(range);
+            reachable += list.fallbacks().iter().filter(|node| !self.is_known_down(node)).count();
+        }
+        if reachable >= needed || self.env.planted.has(Mistake::HintCountsAsAck) {
+            return Ok(());
+        }
+        Err(NotSent::TooFewReplicas { needed, reachable, total: replicas.len() })
+    }
+}

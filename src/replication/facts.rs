@@ -1,0 +1,392 @@
+//! Facts: what this node tells its peers about itself, what it remembers of them, and what their memory says
+//! about its own disk.
+//!
+//! ```text
+//! this node ── Facts{uuid, mark, …} ──────────────────────> peer keeps (uuid, highest mark) for our name
+//!           <─ Facts{remembered: (uuid, mark), …} ───────── peer
+//!                 └─ another uuid: this disk is not the one that voted under our name (wiped or swapped)
+//!                 └─ a higher mark than ours: this disk was set back (a snapshot restored)
+//! ```
+//!
+//! Only directories that have voted are remembered: losing one that never counted loses nothing. A peer's
+//! memory moves on to another directory once that one has voted for a while, which it may only after a rebuild.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::StandingCell;
+use super::identity::IdentityFile;
+use super::shared::FactsSource;
+use crate::env::{Env, Mistake};
+use crate::hints::HintStore;
+use crate::hlc::ClockKeeper;
+use crate::rpc::Facts;
+use crate::types::{NodeId, Timestamp};
+use crate::util::shutdown::ShutdownListener;
+
+/// A peer's other directory is believed after it has voted in this many facts (five come a second, each way),
+/// so that it hears first what we remember, should it be a stranger's.
+const ADOPT_AFTER: u32 = 20;
+/// How often what is remembered of peers goes to disk, if it has changed.
+const SAVE_EVERY: Duration = Duration::from_secs(5);
+
+/// What speaks against this node's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Alarm {
+    /// A peer remembers another directory under our name.
+    #[error("a peer remembers another directory under this name: this disk was wiped or swapped")]
+    Foreign {
+        /// The directory it remembers.
+        uuid: u128,
+    },
+    /// A peer remembers a later state of this directory.
+    #[error("a peer remembers a later state of this directory: this disk was set back")]
+    SetBack {
+        /// The mark it remembers.
+        mark: Timestamp,
+    },
+}
+
+/// What a claim is judged by.
+#[derive(Debug, Clone, Copy)]
+struct Own {
+    uuid: u128,
+    /// Marks up to it are explained: found on the disk at the start, or made up for by a rebuild.
+    explained: Timestamp,
+    /// The mark on disk now.
+    mark: Timestamp,
+}
+
+/// Judges what a peer remembers of this node. `ours`: whether it is a mark that this run has written, or comes
+/// from a peer whose memory was found sound before.
+fn judge(claim: (u128, Timestamp), own: Own, is_former: bool, ours: bool) -> Option<Alarm> {
+    let (uuid, mark) = claim;
+    if uuid != own.uuid {
+        return (!is_former).then_some(Alarm::Foreign { uuid });
+    }
+    let sound = mark <= own.explained || (ours && mark <= own.mark);
+    (!sound).then_some(Alarm::SetBack { mark })
+}
+
+/// Tells facts, and hears them. A clone is the same.
+#[derive(Debug, Clone)]
+pub struct FactsKeeper {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    env: Env,
+    identity: IdentityFile,
+    clock: ClockKeeper,
+    standing: StandingCell,
+    hints: HintStore,
+    /// Ticks at every fact heard.
+    heard: Notify,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    peers: BTreeMap<NodeId, Heard>,
+    /// What the peers' claims speak of that is not settled yet.
+    alarm: Option<Alarm>,
+    /// What a rebuild under way will make up for.
+    former: Vec<u128>,
+    claimed_mark: Timestamp,
+    /// Whether a peer has spoken of a mark that this disk should have and has not.
+    set_back: bool,
+    /// What is remembered of peers has changed since it was saved.
+    unsaved: bool,
+    /// … by a directory that was not known before.
+    news: bool,
+}
+
+#[derive(Debug)]
+struct Heard {
+    at: Instant,
+    has_voted: bool,
+    /// Its memory of this run was found sound.
+    sound: bool,
+    /// How often another directory than the remembered one has said that it votes.
+    stranger: u32,
+    /// The run it was heard in.
+    boot: u64,
+    /// It began that run with a lower mark than is remembered: its disk was set back, and what is remembered must
+    /// stay until it has been told.
+    set_back: bool,
+}
+
+/// What is known of the other members, for [`super::standing::may_vote_empty`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Met {
+    /// Peers heard within the time asked for.
+    pub heard: usize,
+    /// Those of them that have never voted.
+    pub never_voted: usize,
+}
+
+impl FactsKeeper {
+    /// Puts together what facts are made of.
+    pub fn new(
+        env: &Env,
+        identity: IdentityFile,
+        clock: ClockKeeper,
+        standing: StandingCell,
+        hints: HintStore,
+    ) -> Self {
+        let inner = Inner {
+            env: env.clone(),
+            identity,
+            clock,
+            standing,
+            hints,
+            heard: Notify::new(),
+            state: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What speaks against this disk, if anything.
+    pub fn alarm(&self) -> Option<Alarm> {
+        self.inner.state.lock().alarm
+    }
+
+    /// Whether a peer remembers more of this disk than it holds.
+    pub fn is_set_back(&self) -> bool {
+        self.inner.state.lock().set_back
+    }
+
+    /// Waits until a peer told something. May wake without news.
+    pub async fn changed(&self) {
+        self.inner.heard.notified().await;
+    }
+
+    /// Which peers were heard within `patience`.
+    pub fn met(&self, patience: Duration) -> Met {
+        let now = Instant::now();
+        let state = self.inner.state.lock();
+        let fresh = state.peers.values().filter(|heard| now.duration_since(heard.at) <= patience);
+        fresh.fold(Met::default(), |met, heard| Met {
+            heard: met.heard + 1,
+            never_voted: met.never_voted + usize::from(!heard.has_voted),
+        })
+    }
+
+    /// Takes over what a rebuild has made up for, durably, and that this directory votes.
+    pub async fn settle_and_vote(&self) -> Result<(), super::identity::NotSaved> {
+        let (former, claimed) = {
+            let mut state = self.inner.state.lock();
+            (state.alarm, state.set_back) = (None, false);
+            (std::mem::take(&mut state.former), state.claimed_mark)
+        };
+        self.inner
+            .identity
+            .update(move |identity| {
+                identity.standing = super::Standing::Voting;
+                identity.has_voted = true;
+                identity.rebuild.clear();
+                identity.former.extend(former);
+                identity.settled_mark = identity.settled_mark.max(claimed);
+            })
+            .await
+    }
+
+    /// Writes down now and then what is remembered of peers, until told to stop, and then once more.
+    pub async fn run(self, mut stop: ShutdownListener) {
+        loop {
+            let stopping = tokio::select! {
+                biased;
+                () = stop.signalled() => true,
+                () = self.due() => false,
+            };
+            let unsaved = {
+                let mut state = self.inner.state.lock();
+                state.news = false;
+                std::mem::take(&mut state.unsaved)
+            };
+            if unsaved && self.inner.identity.update(|_| {}).await.is_err() {
+                return; // told in the log; peers will merely remember less
+            }
+            if stopping {
+                return;
+            }
+        }
+    }
+
+    async fn due(&self) {
+        let latest = Instant::now() + SAVE_EVERY;
+        while !self.inner.state.lock().news {
+            if tokio::time::timeout_at(latest, self.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl FactsSource for FactsKeeper {
+    fn has_failed(&self) -> bool {
+        self.inner.identity.has_failed()
+    }
+
+    fn facts_for(&self, peer: &NodeId) -> Facts {
+        let inner = &*self.inner;
+        let (uuid, boot, has_voted, remembered) = inner.identity.with(|identity| {
+            (identity.uuid, identity.boot, identity.has_voted, identity.peers.get(peer).copied())
+        });
+        Facts {
+            uuid,
+            boot,
+            boot_mark: inner.clock.boot_mark(),
+            mark: inner.clock.mark(),
+            voting: inner.standing.is_voting(),
+            has_voted,
+            wall: inner.clock.hlc().wall(),
+            remembered,
+            hints_waiting: inner.hints.pending(peer).1,
+        }
+    }
+
+    fn on_facts(&self, peer: &NodeId, facts: &Facts) {
+        self.inner.state.lock().hear(&self.inner, peer, facts);
+        self.inner.heard.notify_waiters();
+    }
+}
+
+impl State {
+    fn hear(&mut self, inner: &Inner, peer: &NodeId, facts: &Facts) {
+        let now = Instant::now();
+        let heard = self.peers.entry(peer.clone()).or_insert(Heard {
+            at: now,
+            has_voted: false,
+            sound: false,
+            stranger: 0,
+            boot: 0,
+            set_back: false,
+        });
+        heard.at = now;
+        heard.has_voted = facts.has_voted;
+        if let Some(claim) = facts.remembered {
+            let alarm = inner.judge(claim, heard.sound);
+            heard.sound |= alarm.is_none() && claim.0 == inner.identity.with(|identity| identity.uuid);
+            self.note(alarm);
+        } else {
+            heard.sound = true; // it has never known us: whatever it will remember is of this run
+        }
+        if facts.has_voted {
+            self.remember(inner, peer, facts);
+        }
+    }
+
+    fn note(&mut self, alarm: Option<Alarm>) {
+        match alarm {
+            Some(Alarm::Foreign { uuid }) if !self.former.contains(&uuid) => self.former.push(uuid),
+            Some(Alarm::SetBack { mark }) => {
+                self.claimed_mark = self.claimed_mark.max(mark);
+                self.set_back = true;
+            }
+            _ => {}
+        }
+        self.alarm = self.alarm.or(alarm);
+    }
+
+    /// Moves on what is remembered of a peer that has voted.
+    fn remember(&mut self, inner: &Inner, peer: &NodeId, facts: &Facts) {
+        let heard = self.peers.get_mut(peer).expect("it was heard just now");
+        let told = (facts.uuid, facts.mark);
+        let changed = inner.identity.note(|identity| match identity.peers.get_mut(peer) {
+            None => {
+                identity.peers.insert(peer.clone(), told);
+                Changed::Directory
+            }
+            Some((uuid, mark)) if *uuid == facts.uuid => {
+                heard.stranger = 0;
+                if heard.boot != facts.boot {
+                    (heard.boot, heard.set_back) = (facts.boot, facts.boot_mark < *mark);
+                }
+                if heard.set_back || facts.mark <= *mark {
+                    return Changed::Nothing;
+                }
+                *mark = facts.mark;
+                Changed::Mark
+            }
+            Some(remembered) => {
+                heard.stranger = if facts.voting { heard.stranger + 1 } else { 0 };
+                if heard.stranger < ADOPT_AFTER {
+                    return Changed::Nothing;
+                }
+                heard.stranger = 0;
+                *remembered = told;
+                Changed::Directory
+            }
+        });
+        self.unsaved |= changed != Changed::Nothing;
+        self.news |= changed == Changed::Directory;
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Changed {
+    Nothing,
+    Mark,
+    Directory,
+}
+
+impl Inner {
+    fn judge(&self, claim: (u128, Timestamp), sound_before: bool) -> Option<Alarm> {
+        // A node that makes these mistakes knows nothing of its disk's past.
+        let planted = self.env.planted;
+        if planted.has(Mistake::EmptyDiskVotes) || planted.has(Mistake::RebuildMarkForgotten) {
+            return None;
+        }
+        let (own, is_former) = self.identity.with(|identity| {
+            let explained = self.clock.boot_mark().max(identity.settled_mark);
+            let own = Own { uuid: identity.uuid, explained, mark: self.clock.mark() };
+            (own, identity.former.contains(&claim.0))
+        });
+        judge(claim, own, is_former, sound_before || self.clock.wrote(claim.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> Own {
+        Own { uuid: 1, explained: Timestamp::from_u64(10), mark: Timestamp::from_u64(20) }
+    }
+
+    fn at(mark: u64) -> (u128, Timestamp) {
+        (1, Timestamp::from_u64(mark))
+    }
+
+    #[test]
+    fn what_was_on_the_disk_at_the_start_is_no_alarm() {
+        assert_eq!(judge(at(10), own(), false, false), None);
+    }
+
+    #[test]
+    fn a_mark_between_the_one_found_and_the_one_written_is_a_lost_past_unless_this_run_wrote_it() {
+        let mark = Timestamp::from_u64(15);
+        assert_eq!(judge(at(15), own(), false, false), Some(Alarm::SetBack { mark }));
+        assert_eq!(judge(at(15), own(), false, true), None);
+    }
+
+    #[test]
+    fn a_mark_never_written_is_a_lost_past_whoever_remembers_it() {
+        let mark = Timestamp::from_u64(21);
+        assert_eq!(judge(at(21), own(), false, true), Some(Alarm::SetBack { mark }));
+    }
+
+    #[test]
+    fn another_directory_is_foreign_unless_a_rebuild_has_made_up_for_it() {
+        let claim = (2, Timestamp::ZERO);
+        assert_eq!(judge(claim, own(), false, true), Some(Alarm::Foreign { uuid: 2 }));
+        assert_eq!(judge(claim, own(), true, false), None);
+    }
+}

@@ -1,0 +1,190 @@
+//! `Replica`: serves what peers ask of this node's disk (implements [`rpc::Handler`](Handler)).
+//!
+//! ```text
+//! request ── clock too far ahead? ──> Refused(TooFarAhead), counted; nothing is touched, the clock stays
+//!    │
+//!    ├─ Write       every key ours? ─no─> NotAReplica      stored and synced, whatever our standing: a
+//!    │              every timestamp in bounds? ─no─> TooFarAhead    rebuilding node must not miss new writes
+//!    ├─ Read        damaged? ─> Damaged: the asker goes to another replica and mends us
+//!    ├─ StoreHints  synced before the answer
+//!    └─ Scan, Ping
+//! ```
+//!
+//! Every answer says whether this disk counts (`voting`); who asks decides what that means. A read must have
+//! been voting before and after it looked; a write when it became durable.
+
+use std::sync::Arc;
+
+use super::scan;
+use super::shared::{Shared, count};
+use crate::engine::{Error, WriteBatch, Written};
+use crate::env::Mistake;
+use crate::hints;
+use crate::rpc::{
+    BoxFuture, Handler, Refusal, ReplicaRequest, ReplicaResponse, Request, Response, WriteOrigin,
+};
+use crate::types::{Key, NodeId, Record, Timestamp};
+
+/// Serves what peers ask of this node's disk.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    shared: Arc<Shared>,
+}
+
+/// A write that is durable on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Applied {
+    /// Whether this disk counts.
+    pub voting: bool,
+    /// What it met.
+    pub written: Written,
+}
+
+/// What this node holds of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Whether this disk counts.
+    pub voting: bool,
+    /// The newest record.
+    pub record: Option<Record>,
+}
+
+impl Replica {
+    /// Serves for the node that `shared` belongs to.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    async fn serve(
+        shared: &Arc<Shared>,
+        from: &NodeId,
+        request: Request,
+    ) -> Result<ReplicaResponse, Refusal> {
+        if let ReplicaRequest::Ping(facts) = request.body {
+            // A ping is heard whatever its clock says: that is how a node learns that its own is wrong.
+            let _ = shared.hlc.observe(request.clock);
+            // What was remembered of the peer before it spoke is what it must hear.
+            let told = shared.facts.facts_for(from);
+            shared.facts.on_facts(from, &facts);
+            shared.detector.on_facts(from, facts);
+            return Ok(ReplicaResponse::Pong(told));
+        }
+        observe(shared, request.clock)?;
+        match request.body {
+            ReplicaRequest::Ping(_) => unreachable!("answered above"),
+            ReplicaRequest::Write { origin, items } => {
+                check_items(shared, &items)?;
+                let Applied { voting, written } = apply(shared, origin, items).await?;
+                Ok(ReplicaResponse::Written { voting, overtaken: written.overtaken, newest: written.newest })
+            }
+            ReplicaRequest::StoreHints { target, items } => {
+                observe_newest(shared, &items)?;
+                shared.hints.store(&target, items).await.map_err(|error| refusal_of_hints(&error))?;
+                Ok(ReplicaResponse::HintsStored)
+            }
+            ReplicaRequest::Read { key } => {
+                let Held { voting, record } = look_up(shared, &key).await?;
+                Ok(ReplicaResponse::Record { voting, record })
+            }
+            ReplicaRequest::ReadVersion { key } => {
+                let Held { voting, record } = look_up(shared, &key).await?;
+                Ok(ReplicaResponse::Version { voting, version: record.as_ref().map(Record::version) })
+            }
+            ReplicaRequest::Scan(request) => {
+                scan::serve_page(shared, request).await.map(ReplicaResponse::Page)
+            }
+            ReplicaRequest::AskLoad => Ok(ReplicaResponse::Load(shared.own_load())),
+        }
+    }
+}
+
+impl Handler for Replica {
+    fn handle(&self, from: &NodeId, request: Request) -> BoxFuture<Response> {
+        let (shared, from) = (self.shared.clone(), from.clone());
+        Box::pin(async move {
+            let body = Self::serve(&shared, &from, request).await.unwrap_or_else(ReplicaResponse::Refused);
+            Response { clock: shared.hlc.now(), body }
+        })
+    }
+}
+
+/// Makes records durable on this node, for a peer or for its own coordinator.
+pub(super) async fn apply(
+    shared: &Shared,
+    origin: WriteOrigin,
+    mut items: Vec<(Key, Record)>,
+) -> Result<Applied, Refusal> {
+    if shared.env.planted.has(Mistake::ReplicaStampsItsOwnTime) && origin == WriteOrigin::Client {
+        restamp(shared, &mut items);
+    }
+    let written = shared.store.write(WriteBatch::from(items)).await.map_err(|error| refusal(&error))?;
+    Ok(Applied { voting: shared.standing.is_voting(), written })
+}
+
+/// Looks up a key on this node, for a peer or for its own coordinator.
+pub(super) async fn look_up(shared: &Shared, key: &Key) -> Result<Held, Refusal> {
+    let voting = shared.standing.is_voting();
+    let record = shared.store.get(key).await.map_err(|error| damage(shared, key, &error))?;
+    Ok(Held { voting: voting && shared.standing.is_voting(), record })
+}
+
+/// Logs that a read failed here, and says so.
+pub(super) fn damage(shared: &Shared, key: &Key, error: &Error) -> Refusal {
+    match error {
+        Error::Closed => Refusal::NotReady,
+        error => {
+            tracing::error!(node = %shared.own, ?key, %error, "this node's copy cannot be read");
+            Refusal::Damaged
+        }
+    }
+}
+
+/// Gives every record a timestamp of this node's own: only as a planted mistake.
+pub(super) fn restamp(shared: &Shared, items: &mut [(Key, Record)]) {
+    for (_, record) in items {
+        let Ok(own) = shared.hlc.tick() else { continue };
+        match record {
+            Record::Value { timestamp, .. } | Record::Tombstone { timestamp } => *timestamp = own,
+        }
+    }
+}
+
+fn observe(shared: &Shared, clock: Timestamp) -> Result<(), Refusal> {
+    shared.hlc.observe(clock).map_err(|too_far| {
+        count(&shared.counters.timestamps_refused, 1);
+        tracing::warn!(error = %too_far, "a peer's timestamp was refused");
+        Refusal::TooFarAhead { ahead_ms: too_far.ahead.as_millis() as u64 }
+    })
+}
+
+fn observe_newest(shared: &Shared, items: &[(Key, Record)]) -> Result<(), Refusal> {
+    let newest = items.iter().map(|(_, record)| record.timestamp()).max();
+    newest.map_or(Ok(()), |newest| observe(shared, newest))
+}
+
+fn check_items(shared: &Shared, items: &[(Key, Record)]) -> Result<(), Refusal> {
+    let ours = |key: &Key| shared.ring.primaries_of_key(key.as_bytes()).contains(&shared.own);
+    if !items.iter().all(|(key, _)| ours(key)) {
+        return Err(Refusal::NotAReplica);
+    }
+    observe_newest(shared, items)
+}
+
+/// What a peer is told about a write that the engine did not take.
+fn refusal(error: &Error) -> Refusal {
+    match error {
+        Error::NoSpace { .. } => Refusal::NoSpace,
+        Error::Busy { .. } => Refusal::Busy,
+        Error::Closed | Error::Locked { .. } => Refusal::NotReady,
+        Error::Corruption { .. } => Refusal::Damaged,
+        Error::Io { .. } | Error::Poisoned => Refusal::Poisoned,
+    }
+}
+
+fn refusal_of_hints(error: &hints::Error) -> Refusal {
+    match error {
+        hints::Error::Engine(error) => refusal(error),
+        hints::Error::Full { .. } => Refusal::NoSpace,
+        hints::Error::KeyTooLong => Refusal::NotAReplica,
+    }
+}

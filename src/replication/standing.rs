@@ -1,0 +1,219 @@
+//! Standing: whether this node's disk may count for R and W.
+//!
+//! ```text
+//!                     peers heard, or half a second          a peer remembers another directory
+//!  on disk: voting ──────────────────────────────> Voting ──────────────────┐    or a later mark
+//!                                                     ^                     v
+//!  on disk: rebuilding, or empty, or damaged ─────────┼──────────────> Rebuilding
+//!                                                     └── has read its ranges, or is empty and meets a
+//!                                                         majority that never voted; first on disk
+//! ```
+//!
+//! A replica that lost what it acknowledged must not vote: a quorum that counts it may miss the write. So a
+//! node whose disk is empty, foreign, older than its peers remember or damaged stores and serves, and counts
+//! neither for R nor for W, until it has read its ranges from enough peers (`rebuild`); that it has not yet is on
+//! disk before anything else, so that a crash in the middle does not forget it.
+//!
+//! Source: Michael et al., "Recovering Shared Objects Without Stable Storage" (2017), for why a disk that lost
+//! data must not count; the marks that peers remember are our own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::facts::{FactsKeeper, Met};
+use super::identity::{Identity, IdentityFile, NotSaved};
+use super::rebuild::Rebuild;
+use super::shared::Shared;
+use crate::util::shutdown::ShutdownListener;
+
+/// Whether a replica's disk may count for R and W.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It holds what it acknowledged: its answers count.
+    Voting = 0,
+    /// It may lack what it once acknowledged, or what was acknowledged without it: it stores and serves, but
+    /// its answers do not count until it has read its ranges from enough peers.
+    Rebuilding = 1,
+}
+
+/// The standing of one node, shared by whoever asks and the one who changes it.
+#[derive(Debug, Clone)]
+pub struct StandingCell {
+    /// Acquire and release: who reads `Voting` also sees what the rebuild wrote before it was set.
+    standing: Arc<AtomicU8>,
+}
+
+impl StandingCell {
+    /// Starts at `standing`.
+    pub fn new(standing: Standing) -> Self {
+        Self { standing: Arc::new(AtomicU8::new(standing as u8)) }
+    }
+
+    /// What holds now.
+    pub fn get(&self) -> Standing {
+        if self.is_voting() { Standing::Voting } else { Standing::Rebuilding }
+    }
+
+    /// Whether this node's disk counts now.
+    pub fn is_voting(&self) -> bool {
+        self.standing.load(Ordering::Acquire) == Standing::Voting as u8
+    }
+
+    /// Changes it. What makes the change true must be durable before.
+    pub fn set(&self, standing: Standing) {
+        self.standing.store(standing as u8, Ordering::Release);
+    }
+}
+
+/// How long a node that was voting when it stopped listens to its peers before it votes again.
+const HEAR_OUT: Duration = Duration::from_millis(500);
+/// How old a peer's word may be for an empty node to rely on it.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Whether a node that has never voted may vote without reading from its peers: it is alone, or it meets a
+/// majority of the members (itself included) of which none has ever voted, and no peer remembers a directory
+/// that voted under its name.
+pub fn may_vote_empty(members: usize, met: Met, alarm: bool) -> bool {
+    members == 1 || (!alarm && met.never_voted == met.heard && met.heard + 1 > members / 2)
+}
+
+/// Decides when this node votes: listens, rebuilds, and falls back when a peer's memory speaks against its disk.
+#[derive(Debug)]
+pub struct StandingKeeper {
+    shared: Arc<Shared>,
+    facts: FactsKeeper,
+    identity: IdentityFile,
+    rebuild: Rebuild,
+    /// Members but this node.
+    peers: usize,
+}
+
+impl StandingKeeper {
+    /// For the node that `shared` belongs to.
+    pub fn new(shared: Arc<Shared>, facts: FactsKeeper, identity: IdentityFile) -> Self {
+        let peers = shared.ring.membership().members().len().saturating_sub(1);
+        let rebuild = Rebuild::new(shared.clone(), identity.clone());
+        Self { shared, facts, identity, rebuild, peers }
+    }
+
+    /// Runs until told to stop.
+    pub async fn run(self, mut stop: ShutdownListener) {
+        tokio::select! {
+            biased;
+            () = stop.signalled() => {}
+            () = self.keep() => {}
+        }
+    }
+
+    async fn keep(&self) {
+        let begun = Instant::now();
+        if self.votes_on_disk() {
+            let _ = timeout(HEAR_OUT, self.all_heard()).await;
+        }
+        loop {
+            if self.votes_on_disk() && self.facts.alarm().is_none() {
+                self.shared.standing.set(Standing::Voting);
+                self.alarmed().await;
+            }
+            if self.stop_voting().await.is_err() {
+                return; // no rebuild could be remembered: the node stores and serves, and counts for nothing
+            }
+            tokio::select! {
+                biased;
+                () = self.may_vote_empty() => {}
+                () = self.settle_then_rebuild(begun) => {}
+                () = self.set_back() => continue, // how far the rebuild had come was set back too
+            }
+            if self.facts.settle_and_vote().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn votes_on_disk(&self) -> bool {
+        self.identity.with(|identity| identity.standing == Standing::Voting)
+    }
+
+    async fn all_heard(&self) {
+        while self.facts.met(HEAR_OUT).heard < self.peers && self.facts.alarm().is_none() {
+            self.facts.changed().await;
+        }
+    }
+
+    async fn alarmed(&self) {
+        while self.facts.alarm().is_none() {
+            self.facts.changed().await;
+        }
+    }
+
+    /// Counts for nothing from now on, and durably, unless that is on disk already.
+    async fn stop_voting(&self) -> Result<(), NotSaved> {
+        self.shared.standing.set(Standing::Rebuilding);
+        if !self.votes_on_disk() && !self.facts.is_set_back() {
+            return Ok(());
+        }
+        let reason = self.facts.alarm().map(|alarm| alarm.to_string());
+        tracing::warn!(reason, "this node's disk cannot be trusted: it rebuilds from its peers");
+        self.identity.update(Identity::fall).await
+    }
+
+    /// Waits until a peer's memory says that this disk was set back, unless that was known before.
+    async fn set_back(&self) {
+        if self.facts.is_set_back() {
+            std::future::pending::<()>().await;
+        }
+        while !self.facts.is_set_back() {
+            self.facts.changed().await;
+        }
+    }
+
+    async fn may_vote_empty(&self) {
+        if self.identity.with(|identity| identity.has_voted) {
+            std::future::pending::<()>().await;
+        }
+        while !may_vote_empty(self.peers + 1, self.facts.met(FRESH), self.facts.alarm().is_some()) {
+            self.facts.changed().await;
+        }
+    }
+
+    /// Rebuilds; where this disk may have acknowledged writes in an earlier life, not before those that counted
+    /// its acknowledgement have been decided, so that the peers hold them by then.
+    async fn settle_then_rebuild(&self, begun: Instant) {
+        let settled = tokio::time::sleep_until(begun + self.shared.settings.network_timeout);
+        if self.identity.with(|identity| identity.has_voted)
+            || timeout(HEAR_OUT, self.all_heard()).await.is_err()
+            || self.facts.alarm().is_some()
+        {
+            settled.await;
+        }
+        self.rebuild.run().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn met(heard: usize, never_voted: usize) -> Met {
+        Met { heard, never_voted }
+    }
+
+    #[test]
+    fn an_empty_node_votes_alone_or_among_a_majority_that_never_voted() {
+        assert!(may_vote_empty(1, met(0, 0), false));
+        assert!(!may_vote_empty(3, met(0, 0), false));
+        assert!(may_vote_empty(3, met(1, 1), false));
+        assert!(!may_vote_empty(3, met(2, 0), false), "both others have voted");
+        assert!(!may_vote_empty(4, met(1, 1), false), "half is no majority");
+        assert!(may_vote_empty(4, met(2, 2), false));
+        assert!(!may_vote_empty(3, met(2, 1), false), "one of them has voted, and may have forgotten us");
+    }
+
+    #[test]
+    fn an_empty_node_whose_name_has_voted_before_does_not_vote() {
+        assert!(!may_vote_empty(3, met(2, 2), true));
+    }
+}

@@ -1,0 +1,217 @@
+//! Link: keeps one connection open from one worker of this node to one peer.
+//!
+//! ```text
+//!          ┌──────────── dial, upgrade, shake hands ──> Up: calls go through
+//!          │                     │ refused                │ lost
+//! hurry or backoff <──────────── Down: calls fail at once <──┘
+//! ```
+//!
+//! One dial at a time, 50 ms to 1 s apart, with jitter. A peer that opens a connection to us is there: that cuts the wait short.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
+
+use super::connection::Connection;
+use super::handshake::{self, Refused};
+use super::incoming::Incoming;
+use super::problems::Direction;
+use super::{HANDSHAKE_TIMEOUT, Shared, UPGRADE_PATH, UPGRADE_PROTOCOL, tune};
+use crate::rpc::{BoxFuture, Error, Request, Response};
+use crate::types::NodeId;
+use crate::util::shutdown::ShutdownListener;
+
+/// The wait after the first failure, doubled by every further one.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// The longest wait.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// The way from one worker to one peer.
+#[derive(Debug)]
+pub(super) struct Link {
+    peer: NodeId,
+    worker: u16,
+    state: Mutex<State>,
+    hurry: Notify,
+}
+
+#[derive(Debug)]
+enum State {
+    Up(Arc<Connection>),
+    /// Why not.
+    Down(String),
+}
+
+impl Link {
+    pub fn new(peer: NodeId, worker: u16) -> Arc<Self> {
+        let state = Mutex::new(State::Down("not connected yet".to_owned()));
+        Arc::new(Self { peer, worker, state, hurry: Notify::new() })
+    }
+
+    pub fn call(&self, request: &Request, timeout: Duration) -> BoxFuture<Result<Response, Error>> {
+        let connection = match &*self.state.lock() {
+            State::Up(connection) => connection.clone(),
+            State::Down(reason) => {
+                return Box::pin(std::future::ready(Err(Error::Unreachable(reason.clone()))));
+            }
+        };
+        connection.call(request, timeout)
+    }
+
+    /// Something has changed: dial now, or look again whether this connection should be.
+    pub fn hurry(&self) {
+        self.hurry.notify_one();
+    }
+
+    /// Keeps the connection until told to stop.
+    pub async fn run(self: Arc<Self>, shared: Arc<Shared>, mut shutdown: ShutdownListener) {
+        let mut failures = 0;
+        loop {
+            tokio::select! { biased;
+                () = shutdown.signalled() => break,
+                was_up = self.attempt(&shared) => failures = if was_up { 0 } else { failures + 1 },
+            }
+            if failures == 1 {
+                tracing::info!(peer = %self.peer, reason = self.reason(), "cannot be reached");
+            }
+            tokio::select! { biased;
+                () = shutdown.signalled() => break,
+                () = self.hurry.notified() => {}
+                () = tokio::time::sleep(backoff(failures, shared.env.rng.below(0..1000))) => {}
+            }
+        }
+        self.go_down("this node is stopping");
+    }
+
+    /// Dials, and stays while the connection lasts; says whether there was one.
+    async fn attempt(&self, shared: &Arc<Shared>) -> bool {
+        let dialled = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.dial(shared)).await;
+        let dialled = dialled.unwrap_or_else(|_| Err(Refused::Failed("no handshake in time".to_owned())));
+        let (incoming, io) = match dialled {
+            Ok(open) => open,
+            Err(refused) => {
+                shared.counters.dials_failed.inc();
+                match &refused {
+                    Refused::Problem { text, .. } => {
+                        shared.problems.set(&self.peer, Direction::Outgoing, text);
+                    }
+                    Refused::Failed(_) => shared.problems.clear(&self.peer, Direction::Outgoing),
+                }
+                self.go_down(&refused.to_string());
+                return false;
+            }
+        };
+        shared.problems.clear(&self.peer, Direction::Outgoing);
+        shared.counters.dialled.inc();
+        let connection = Connection::new(&shared.env.rng, shared.counters.clone());
+        *self.state.lock() = State::Up(connection.clone());
+        tracing::info!(peer = %self.peer, "connected");
+        let reason = tokio::select! { biased;
+            problem = self.problem(shared) => problem,
+            ended = connection.run(incoming, io, &shared.env.tasks) => ended.to_string(),
+        };
+        tracing::info!(peer = %self.peer, reason, "connection lost");
+        self.go_down(&reason);
+        true
+    }
+
+    async fn dial(&self, shared: &Shared) -> Result<(Incoming<OwnedReadHalf>, OwnedWriteHalf), Refused> {
+        if let Some(text) = shared.problems.incoming(&self.peer) {
+            return Err(Refused::Failed(text)); // noted already, and cleared when the peer comes without it
+        }
+        let stream = TcpStream::connect(self.peer.as_str()).await?;
+        tune(&stream);
+        let address = stream.peer_addr()?;
+        let (read, mut io) = stream.into_split();
+        let mut incoming = Incoming::new(read, BytesMut::new());
+        io.write_all(upgrade_request(&self.peer).as_bytes()).await?;
+        let status_line = incoming.status_line().await?;
+        check_upgraded(&status_line, address)?;
+        handshake::dial(shared, &self.peer, self.worker, &mut incoming, &mut io).await?;
+        Ok((incoming, io))
+    }
+
+    /// Waits until the peer's own connections are refused: then ours must not stay either.
+    async fn problem(&self, shared: &Shared) -> String {
+        loop {
+            if let Some(text) = shared.problems.incoming(&self.peer) {
+                return text;
+            }
+            self.hurry.notified().await;
+        }
+    }
+
+    fn reason(&self) -> String {
+        match &*self.state.lock() {
+            State::Up(_) => String::new(),
+            State::Down(reason) => reason.clone(),
+        }
+    }
+
+    fn go_down(&self, reason: &str) {
+        let before = std::mem::replace(&mut *self.state.lock(), State::Down(reason.to_owned()));
+        if let State::Up(connection) = before {
+            connection.close(reason);
+        }
+    }
+}
+
+fn upgrade_request(peer: &NodeId) -> String {
+    format!(
+        "GET {UPGRADE_PATH} HTTP/1.1\r\nHost: {peer}\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE_PROTOCOL}\r\n\r\n"
+    )
+}
+
+/// Reads the answer to the upgrade request.
+fn check_upgraded(status_line: &str, address: SocketAddr) -> Result<(), Refused> {
+    match status_line.split(' ').nth(1) {
+        Some("101") if status_line.starts_with("HTTP/1.1 ") => Ok(()),
+        Some("403") => Err(Refused::Problem {
+            text: format!("{address} takes no peers from other machines without CLUSTER_SECRET"),
+            from: None,
+        }),
+        _ => {
+            let shown: String = status_line.chars().filter(|c| !c.is_control()).take(80).collect();
+            Err(Refused::Failed(format!(
+                "{address} does not speak {UPGRADE_PROTOCOL}: it answered {shown:?}"
+            )))
+        }
+    }
+}
+
+/// How long to wait after so many failures in a row; `jitter` is 0 to 999, for half to the whole of it.
+fn backoff(failures: u32, jitter: u64) -> Duration {
+    let whole = BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(BACKOFF_MAX);
+    let millionths = 500_000 + jitter * 500;
+    Duration::from_micros(whole.as_millis() as u64 * millionths / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_from_50_ms_to_a_second_and_are_cut_by_half_at_most() {
+        let ms = |failures, jitter| backoff(failures, jitter).as_millis();
+        assert_eq!((ms(0, 0), ms(1, 0), ms(1, 999)), (25, 25, 49));
+        assert_eq!((ms(2, 0), ms(3, 0)), (50, 100));
+        assert_eq!((ms(40, 0), ms(u32::MAX, 999)), (500, 999));
+    }
+
+    #[test]
+    fn only_101_opens_a_connection() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert!(check_upgraded("HTTP/1.1 101 Switching Protocols", address).is_ok());
+        assert!(matches!(check_upgraded("HTTP/1.1 403 Forbidden", address), Err(Refused::Problem { .. })));
+        for other in ["HTTP/1.1 200 OK", "HTTP/1.1", "", "SSH-2.0-x 101", "HTTP/1.1 404 Not Found"] {
+            assert!(matches!(check_upgraded(other, address), Err(Refused::Failed(_))), "{other}");
+        }
+    }
+}

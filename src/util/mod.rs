@@ -1,0 +1,9 @@
+//! Small things without an opinion: byte coding, signals to many listeners, a handful of futures, tokens, request ids.
+
+pub mod coding;
+pub mod few;
+pub mod patience;
+pub mod request_id;
+pub mod shutdown;
+pub mod ticker;
+pub mod tokens;

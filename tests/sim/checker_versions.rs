@@ -1,0 +1,292 @@
+//! The checker that knows timestamps: cheap, and precise about what went wrong.
+//!
+//! It walks all starts and ends in the order of real time and keeps, for each key, the highest timestamp that was
+//! acknowledged and the highest that was read. A read must not be below either, as they stood when it started.
+//! It trusts that a write has one timestamp, so it is blind to a write that got two: `checker_values` is for that.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kvstore::types::Timestamp;
+
+use super::history::{Action, Operation, Outcome, Scanned, Seen, ValueId};
+
+/// What had been promised about a key at some moment.
+#[derive(Debug, Clone, Copy, Default)]
+struct Floor {
+    acknowledged: Timestamp,
+    /// Which operation promised it.
+    by_write: Option<usize>,
+    read: Timestamp,
+    by_read: Option<usize>,
+}
+
+/// Returns what is wrong with a history, a line each.
+pub fn check(operations: &[Operation], scans: &[Scanned]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut keys: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (number, operation) in operations.iter().enumerate() {
+        keys.entry(operation.key).or_default().push(number);
+    }
+    for (key, numbers) in keys {
+        check_reads(operations, &numbers, &mut wrong);
+        check_origins(operations, &numbers, &mut wrong);
+        check_scans(operations, &numbers, key, scans, &mut wrong);
+    }
+    check_timestamps(operations, &mut wrong);
+    wrong
+}
+
+/// No node gives a timestamp twice. What timestamp an unanswered write had, its readers know.
+fn check_timestamps(operations: &[Operation], wrong: &mut Vec<String>) {
+    let mut seen: BTreeMap<ValueId, Timestamp> = BTreeMap::new();
+    for operation in operations {
+        if let Outcome::Seen(Some(Seen { timestamp, value: Some(value) })) = operation.outcome {
+            seen.insert(value, timestamp);
+        }
+    }
+    let mut given: BTreeMap<(usize, Timestamp), &Operation> = BTreeMap::new();
+    for operation in operations {
+        let timestamp = match (operation.action, operation.outcome) {
+            (_, Outcome::Acknowledged { at_least, at_most }) if at_least == at_most => Some(at_least),
+            (Action::Put(value), _) => seen.get(&value).copied(),
+            _ => None,
+        };
+        if let Some(timestamp) = timestamp
+            && let Some(other) = given.insert((operation.node, timestamp), operation)
+        {
+            wrong.push(format!("versions: {timestamp:?} was given twice: {other:?} and {operation:?}"));
+        }
+    }
+}
+
+/// No read is older than what was acknowledged, or read, before it started.
+fn check_reads(operations: &[Operation], numbers: &[usize], wrong: &mut Vec<String>) {
+    let mut moments: Vec<(u64, bool, usize)> = Vec::new();
+    for &number in numbers {
+        let operation = &operations[number];
+        moments.push((operation.start, false, number));
+        moments.extend(operation.end.map(|end| (end, true, number)));
+    }
+    moments.sort_unstable();
+    let mut floor = Floor::default();
+    let mut floors_at_start = BTreeMap::new();
+    for (_, is_end, number) in moments {
+        if !is_end {
+            floors_at_start.insert(number, floor);
+            continue;
+        }
+        match operations[number].outcome {
+            Outcome::Acknowledged { at_least, .. } if at_least > floor.acknowledged => {
+                floor.acknowledged = at_least;
+                floor.by_write = Some(number);
+            }
+            Outcome::Seen(seen) => {
+                let timestamp = seen.map_or(Timestamp::ZERO, |seen| seen.timestamp);
+                let promised = floors_at_start[&number];
+                describe(operations, number, timestamp, promised, wrong);
+                if timestamp > floor.read {
+                    floor.read = timestamp;
+                    floor.by_read = Some(number);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn describe(
+    operations: &[Operation],
+    number: usize,
+    timestamp: Timestamp,
+    promised: Floor,
+    wrong: &mut Vec<String>,
+) {
+    if timestamp < promised.acknowledged
+        && let Some(write) = promised.by_write
+    {
+        let what = match operations[write].action {
+            Action::Delete => "a deleted key came back",
+            _ => "an acknowledged write was lost, or the read was stale",
+        };
+        wrong.push(format!("versions: {what}: {:?} was before {:?}", operations[write], operations[number]));
+    } else if timestamp < promised.read
+        && let Some(read) = promised.by_read
+    {
+        wrong.push(format!(
+            "versions: reads went back: {:?} was before {:?}",
+            operations[read], operations[number]
+        ));
+    }
+}
+
+/// Nothing is read that was not written.
+fn check_origins(operations: &[Operation], numbers: &[usize], wrong: &mut Vec<String>) {
+    let mut written: BTreeMap<ValueId, &Operation> = BTreeMap::new();
+    let mut deletes: Vec<&Operation> = Vec::new();
+    for operation in numbers.iter().map(|number| &operations[*number]) {
+        match operation.action {
+            _ if operation.outcome == Outcome::NotSent => {}
+            Action::Put(value) => drop(written.insert(value, operation)),
+            Action::Delete => deletes.push(operation),
+            Action::Get => {}
+        }
+    }
+    for read in numbers.iter().map(|number| &operations[*number]) {
+        let Outcome::Seen(Some(Seen { timestamp, value })) = read.outcome else { continue };
+        let before_its_end = |write: &Operation| read.end.is_some_and(|end| write.start < end);
+        let known = match value {
+            Some(value) => written.get(&value).is_some_and(|write| before_its_end(write)),
+            None => deletes.iter().any(|delete| {
+                before_its_end(delete)
+                    && match delete.outcome {
+                        Outcome::Acknowledged { at_least, at_most } => {
+                            (at_least..=at_most).contains(&timestamp)
+                        }
+                        _ => true,
+                    }
+            }),
+        };
+        if !known {
+            wrong.push(format!("versions: read what nobody wrote: {read:?}"));
+        }
+    }
+}
+
+/// No scan shows a key older than what was acknowledged before the scan started.
+fn check_scans(
+    operations: &[Operation],
+    numbers: &[usize],
+    key: usize,
+    scans: &[Scanned],
+    wrong: &mut Vec<String>,
+) {
+    let mine = || numbers.iter().map(|number| &operations[*number]);
+    let mut timestamps: BTreeMap<ValueId, Timestamp> = BTreeMap::new();
+    for operation in mine() {
+        match (operation.action, operation.outcome) {
+            (Action::Put(value), Outcome::Acknowledged { at_least, at_most }) if at_least == at_most => {
+                timestamps.insert(value, at_least);
+            }
+            (_, Outcome::Seen(Some(Seen { timestamp, value: Some(value) }))) => {
+                timestamps.insert(value, timestamp);
+            }
+            _ => {}
+        }
+    }
+    let written: BTreeSet<ValueId> = mine()
+        .filter(|operation| operation.outcome != Outcome::NotSent)
+        .filter_map(|operation| if let Action::Put(value) = operation.action { Some(value) } else { None })
+        .collect();
+    for scan in scans {
+        let floor = mine()
+            .filter(|operation| operation.end.is_some_and(|end| end < scan.start))
+            .filter_map(|operation| match operation.outcome {
+                Outcome::Acknowledged { at_least, .. } => Some((at_least, operation)),
+                _ => None,
+            })
+            .max_by_key(|(at_least, _)| *at_least);
+        match scan.values[key] {
+            Some(value) if !written.contains(&value) => {
+                wrong.push(format!("versions: scanned what nobody wrote: key {key}, value {value}"));
+            }
+            Some(value) => {
+                if let (Some((floor, write)), Some(timestamp)) = (floor, timestamps.get(&value))
+                    && *timestamp < floor
+                {
+                    wrong.push(format!("versions: a scan was stale: key {key}, value {value} at {timestamp:?}, after {write:?}"));
+                }
+            }
+            None => {
+                let Some((floor, write)) = floor.filter(|(_, write)| matches!(write.action, Action::Put(_)))
+                else {
+                    continue;
+                };
+                let may_be_gone = mine().any(|delete| {
+                    delete.action == Action::Delete
+                        && delete.start < scan.end
+                        && match delete.outcome {
+                            // At equal timestamps the deletion wins.
+                            Outcome::Acknowledged { at_most, .. } => at_most >= floor,
+                            Outcome::NotSent => false,
+                            _ => true,
+                        }
+                });
+                if !may_be_gone {
+                    wrong.push(format!("versions: a scan missed key {key}, written by {write:?}"));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::history::by_hand::{delete, get, gone, lost, miss, put};
+    use super::*;
+
+    #[test]
+    fn reads_that_see_the_newest_write_are_fine() {
+        let history = [
+            put(1, 2, 10, 5),
+            get(3, 4, 10, 5),
+            delete(5, 6, 7),
+            gone(7, 8, 7),
+            lost(9, 11),
+            get(10, 12, 11, 9),
+        ];
+        assert_eq!(check(&history, &[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_read_that_misses_an_acknowledged_write_is_seen() {
+        assert_eq!(check(&[put(1, 2, 10, 5), miss(3, 4)], &[]).len(), 1);
+        assert!(check(&[put(1, 4, 10, 5), miss(3, 5)], &[]).is_empty(), "it was not acknowledged yet");
+    }
+
+    #[test]
+    fn reads_that_go_back_are_seen() {
+        let history = [put(1, 9, 10, 5), get(2, 3, 10, 5), miss(4, 5)];
+        assert!(check(&history, &[])[0].contains("went back"));
+    }
+
+    #[test]
+    fn a_deleted_key_that_comes_back_is_seen() {
+        let history = [put(1, 2, 10, 5), delete(3, 4, 6), get(5, 6, 10, 5)];
+        assert!(check(&history, &[])[0].contains("came back"));
+    }
+
+    #[test]
+    fn a_value_that_nobody_wrote_is_seen() {
+        assert!(check(&[get(1, 2, 10, 5)], &[])[0].contains("nobody wrote"));
+        let refused = Operation { outcome: Outcome::NotSent, ..put(1, 2, 10, 5) };
+        assert!(check(&[refused, get(3, 4, 10, 5)], &[])[0].contains("nobody wrote"));
+        assert!(check(&[gone(1, 2, 5)], &[])[0].contains("nobody wrote"));
+    }
+
+    #[test]
+    fn a_timestamp_that_a_node_gives_twice_is_seen() {
+        assert!(check(&[put(1, 2, 10, 5), put(3, 4, 11, 5)], &[])[0].contains("twice"));
+        assert!(check(&[put(1, 2, 10, 5), Operation { node: 1, ..put(3, 4, 11, 5) }], &[]).is_empty());
+    }
+
+    #[test]
+    fn a_scan_that_is_stale_or_misses_a_key_is_seen() {
+        let scan = |values| Scanned { start: 5, end: 6, values };
+        let history = [put(1, 2, 10, 5), put(3, 4, 11, 6)];
+        assert!(check(&history, &[scan(vec![Some(11)])]).is_empty());
+        assert!(check(&history, &[scan(vec![Some(10)])])[0].contains("stale"));
+        assert!(check(&history, &[scan(vec![None])])[0].contains("missed"));
+        let tied = [put(1, 3, 10, 5), Operation { node: 1, ..delete(2, 4, 5) }];
+        assert!(
+            check(&tied, &[scan(vec![None])]).is_empty(),
+            "a deletion beats a value of the same timestamp"
+        );
+    }
+
+    #[test]
+    fn a_write_with_two_timestamps_is_not_seen() {
+        let history =
+            [put(1, 9, 10, 7), get(2, 3, 10, 5), put(4, 5, 11, 6), get(5, 6, 11, 6), get(10, 11, 10, 7)];
+        assert!(check(&history, &[]).is_empty());
+    }
+}

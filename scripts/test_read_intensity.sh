@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Load on a ring of three processes: reads. Prints rates and latencies, and fails if a request failed.
+#
+#   SECONDS_EACH=10   how long each round lasts
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+
+build
+choose_ports
+temporary_data
+start_ring
+load_rounds 100
+finish

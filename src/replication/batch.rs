@@ -137,10 +137,12 @@ async fn write_chunk(
     how: How,
     permit: InflightPermit,
 ) -> Result<WriteReceipt, WriteError> {
-    shared.check_writable(shared.ring.primaries(chunk.range), chunk.range, how.needed, how.mode)?;
+    let outlooks =
+        shared.check_writable(shared.ring.primaries(chunk.range), chunk.range, how.needed, how.mode)?;
     let items = chunk.places.iter().map(|place| items[*place as usize].clone()).collect();
     let How { needed, mode } = how;
-    WriteOp { shared: shared.clone(), range: chunk.range, items, needed, mode, _permit: permit }.start().await
+    let range = chunk.range;
+    WriteOp { shared: shared.clone(), range, outlooks, items, needed, mode, _permit: permit }.start().await
 }
 
 /// The receipt of a batch of which nothing was sent.

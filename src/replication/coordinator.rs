@@ -63,10 +63,12 @@ impl Coordinator {
         let batch::How { needed, mode } = self.how(options);
         let range = shared.ring.range_of(Token::of(key.as_bytes()));
         shared.check_serving()?;
-        shared.check_writable(shared.ring.primaries(range), range, needed, mode)?;
+        let outlooks = shared.check_writable(shared.ring.primaries(range), range, needed, mode)?;
         let permit = shared.admit(batch::weight(&key, &mutation))?;
         let items = vec![(key, mutation.at(self.tick().await?))];
-        WriteOp { shared: shared.clone(), range, items, needed, mode, _permit: permit }.start().await
+        WriteOp { shared: shared.clone(), range, outlooks, items, needed, mode, _permit: permit }
+            .start()
+            .await
     }
 
     /// Writes many items; each is answered for by itself in [`BatchReceipt::failed`]. Not atomic across keys.
@@ -276,7 +278,7 @@ impl Mutation {
 }
 
 impl Shared {
-    /// Says whether a write to these replicas may start.
+    /// What is expected of these replicas, if a write to them may start.
     ///
     /// # Errors
     /// Fewer nodes than the quorum are known to be reachable and to count, or this clock is behind.
@@ -286,21 +288,21 @@ impl Shared {
         range: RangeId,
         needed: usize,
         mode: QuorumMode,
-    ) -> Result<(), NotSent> {
+    ) -> Result<Vec<Outlook>, NotSent> {
         if self.is_clock_behind() {
             return Err(NotSent::ClockBehind);
         }
         let outlooks = self.outlooks(replicas);
         let mut reachable = outlooks.iter().filter(|outlook| **outlook == Outlook::Counts).count();
         if reachable >= needed {
-            return Ok(());
+            return Ok(outlooks);
         }
         if mode == QuorumMode::Sloppy {
             let list = self.ring.preference_list(range);
             reachable += list.fallbacks().iter().filter(|node| !self.is_known_down(node)).count();
         }
         if reachable >= needed || self.env.planted.has(Mistake::HintCountsAsAck) {
-            return Ok(());
+            return Ok(outlooks);
         }
         Err(NotSent::TooFewReplicas { needed, reachable, total: replicas.len() })
     }

@@ -28,16 +28,15 @@
 //!   ├──────── fewer than R replicas reachable and voting ──────────────────> NotSent (503)
 //!   v
 //! ReadOp, inside the request                    the client leaves: so does the read
-//!   ├─ records from R replicas, itself first, then the fastest; versions from the others
+//!   ├─ records from R replicas, itself first, then the fastest
 //!   ├─ failed, damaged, not voting ──> the next one;  slow ──> one more beside it
 //!   │      └─ nobody left, or NETWORK_TIMEOUT ─────────> Unanswered (504); all was damage: Damaged (500)
 //!   v R voting answers
 //! ReadRepair decides
-//!   ├─ a version wins ──> fetch that record
 //!   ├─ all agree, or N − R + 1 hold the winner ─────────────────────────────> record or nothing (200, 404)
 //!   └─ they differ ──> write the winner back to N − R + 1, one after another ──> record (200)
 //!          └─ nobody left, or NETWORK_TIMEOUT ──────────────────────────────> Unanswered (504)
-//! afterwards, in the background: late versions are compared; whoever is behind or damaged is sent the winner
+//! afterwards, in the background: the versions of the others are compared; whoever is behind or damaged is sent the winner
 //! ```
 //!
 //! # Who is who
@@ -59,6 +58,7 @@ pub mod coordinator;
 pub mod facts;
 pub mod hot_keys;
 pub mod identity;
+mod late_versions;
 pub mod local_store;
 pub mod peers;
 pub mod quorum;

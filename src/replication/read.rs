@@ -1,17 +1,18 @@
 //! A client's read: R answers that count, the winner on enough disks, then the answer; mending afterwards.
 //!
 //! ```text
-//!  ask R replicas for records (itself, then the fastest), the others for versions
+//!  ask R replicas for records (itself, then the fastest)
 //!     │
 //!     ├─ failed, damaged, not voting ──> the next one not asked yet ──none left──> 504 (500: all damage)
 //!     ├─ none for a while ─────────────> hedged: one more is asked
 //!     │
-//!  R answers ──a version wins──> its record is fetched
+//!  R answers
 //!     │
 //!     ├─ all agree, or N − R + 1 hold the winner ────────────────> answer
 //!     └─ otherwise: the winner is written back, one after another ─> answer, or 504 if nobody is left
 //!
-//!  afterwards, in the background: late versions are compared, whoever is behind or damaged is sent the winner
+//!  afterwards, in the background: the others' versions are compared (`late_versions`), whoever is behind or damaged is
+//!  sent the winner
 //! ```
 //!
 //! Writing back before the answer keeps reads from going back: any later R answers include one from a replica that
@@ -25,6 +26,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::api::{NotSent, ReadError, ReplicaState};
+use super::late_versions::LateVersions;
 use super::peers::Failure;
 use super::read_repair::{ReadRepair, Said};
 use super::replica::{Applied, Held, damage, look_up};
@@ -32,14 +34,14 @@ use super::shared::{Outlook, Shared, count};
 use super::write::{causes_line, write_to};
 use crate::cluster::{RangeId, Token};
 use crate::env::Mistake;
-use crate::rpc::{self, BoxFuture, Refusal, ReplicaRequest, ReplicaResponse, WriteOrigin};
+use crate::rpc::{self, BoxFuture, HeldVersion, Refusal, ReplicaRequest, ReplicaResponse, WriteOrigin};
 use crate::types::{Key, NodeId, Record, Version};
 use crate::util::few::Few;
 
 /// What a read weighs in flight, in bytes, whatever it will find.
 const READ_WEIGHT: usize = 1024;
 /// A replica is given at least so long before another is asked in its place.
-const HEDGE_MIN: Duration = Duration::from_millis(20);
+const HEDGE_MIN: Duration = Duration::from_millis(5);
 /// A replica is slow when it takes so many times what it took of late.
 const HEDGE_FACTOR: u32 = 3;
 
@@ -74,7 +76,7 @@ async fn ask(shared: Arc<Shared>, range: RangeId, replica: usize, key: Key, ask:
             .map(|Held { voting, record }| Answer::Record { voting, record })
             .map_err(Failure::from),
         Ask::Record => ask_peer(&shared, node, ReplicaRequest::Read { key }).await,
-        Ask::Version => ask_peer(&shared, node, ReplicaRequest::ReadVersion { key }).await,
+        Ask::Version => ask_peer(&shared, node, ReplicaRequest::ReadVersions { keys: vec![key] }).await,
     };
     Event { replica, is_read, outcome }
 }
@@ -82,7 +84,12 @@ async fn ask(shared: Arc<Shared>, range: RangeId, replica: usize, key: Key, ask:
 async fn ask_peer(shared: &Shared, node: &NodeId, request: ReplicaRequest) -> Result<Answer, Failure> {
     match shared.peers.call_timed(node, request, shared.settings.network_timeout).await? {
         ReplicaResponse::Record { voting, record } => Ok(Answer::Record { voting, record }),
-        ReplicaResponse::Version { voting, version } => Ok(Answer::Version { voting, version }),
+        ReplicaResponse::Versions { voting, held } => match held[..] {
+            [HeldVersion::Nothing] => Ok(Answer::Version { voting, version: None }),
+            [HeldVersion::Version(version)] => Ok(Answer::Version { voting, version: Some(version) }),
+            [HeldVersion::Damaged] => Err(Refusal::Damaged.into()),
+            _ => Err(Failure::Confused),
+        },
         _ => Err(Failure::Confused),
     }
 }
@@ -117,6 +124,8 @@ struct ReadOp {
     repair: ReadRepair,
     /// Replicas not asked yet, the best last.
     unasked: Vec<usize>,
+    /// Whether each replica was asked for anything.
+    asked: Vec<bool>,
     /// Replicas that were asked for their record because their version won.
     fetched: Vec<usize>,
     write_backs: Vec<WriteBack>,
@@ -137,22 +146,26 @@ pub(super) async fn get(shared: &Arc<Shared>, key: Key, needed: usize) -> Result
         return Err(NotSent::TooFewReplicas { needed, reachable, total: replicas.len() }.into());
     }
     let _permit = shared.admit(READ_WEIGHT + key.as_bytes().len())?;
-    let mut op = ReadOp {
-        shared: shared.clone(),
-        key,
-        range,
-        repair: ReadRepair::new(replicas.len(), needed),
-        unasked: candidates(shared, replicas, &outlooks),
-        fetched: Vec::new(),
-        write_backs: Vec::new(),
-        write_backs_extra: 0,
-        causes: Vec::new(),
-        steps: Few::with_capacity(replicas.len()),
-    };
+    let mut op = ReadOp::new(shared, key, range, needed);
+    op.unasked = candidates(shared, replicas, &outlooks);
     op.start(needed);
     let answer = op.run().await?;
     op.leave_to_background();
     Ok(answer)
+}
+
+/// Brings the replicas of a key in line: hears all that are not believed down, and sends the newest record to whoever
+/// is behind or damaged.
+pub(super) async fn mend(shared: Arc<Shared>, key: Key) {
+    let range = shared.ring.range_of(Token::of(key.as_bytes()));
+    let replicas = shared.ring.primaries(range);
+    let mut op = ReadOp::new(&shared, key, range, replicas.len());
+    for replica in 0..replicas.len() {
+        if !shared.is_known_down(&replicas[replica]) {
+            op.push(replica, Ask::Version);
+        }
+    }
+    op.mend().await;
 }
 
 /// What every replica of a key holds, in the order of the primaries.
@@ -197,16 +210,31 @@ fn candidates(shared: &Shared, replicas: &[NodeId], outlooks: &[Outlook]) -> Vec
 }
 
 impl ReadOp {
-    /// Asks R replicas for records and, by chance, the others for versions.
+    fn new(shared: &Arc<Shared>, key: Key, range: RangeId, needed: usize) -> Self {
+        let replica_count = shared.ring.primaries(range).len();
+        Self {
+            shared: shared.clone(),
+            key,
+            range,
+            repair: ReadRepair::new(replica_count, needed),
+            unasked: Vec::new(),
+            asked: vec![false; replica_count],
+            fetched: Vec::new(),
+            write_backs: Vec::new(),
+            write_backs_extra: 0,
+            causes: Vec::new(),
+            steps: Few::with_capacity(replica_count),
+        }
+    }
+
+    /// Asks R replicas for records.
     fn start(&mut self, needed: usize) {
-        let ask_all = self.shared.env.rng.chance(self.shared.settings.read_repair_chance);
-        let count = if ask_all { self.unasked.len() } else { needed.min(self.unasked.len()) };
-        for nth in 0..count {
+        for _ in 0..needed {
             let Some(replica) = self.unasked.pop() else { return };
-            if nth < needed && self.replicas()[replica] == self.shared.own && self.try_memory(replica) {
+            if self.replicas()[replica] == self.shared.own && self.try_memory(replica) {
                 continue;
             }
-            self.push(replica, if nth < needed { Ask::Record } else { Ask::Version });
+            self.push(replica, Ask::Record);
         }
     }
 
@@ -249,9 +277,7 @@ impl ReadOp {
     /// Does what can be done without waiting.
     fn advance(&mut self) -> Next {
         if self.repair.is_answered() {
-            if let Some(replica) = self.repair.to_fetch() {
-                self.fetch(replica);
-            } else if self.repair.is_settled() || self.shared.env.planted.has(Mistake::NoWriteBack) {
+            if self.repair.is_settled() || self.shared.env.planted.has(Mistake::NoWriteBack) {
                 return Next::Answer;
             } else {
                 self.write_back();
@@ -295,13 +321,6 @@ impl ReadOp {
         if !self.repair.is_answered()
             && let Some(replica) = self.unasked.pop()
         {
-            self.push(replica, Ask::Record);
-        }
-    }
-
-    fn fetch(&mut self, replica: usize) {
-        if !self.fetched.contains(&replica) {
-            self.fetched.push(replica);
             self.push(replica, Ask::Record);
         }
     }
@@ -354,7 +373,7 @@ impl ReadOp {
 
     fn hedge_after(&self) -> Duration {
         let slowest = (0..self.replicas().len())
-            .filter(|replica| !self.unasked.contains(replica))
+            .filter(|replica| self.asked[*replica])
             .map(|replica| self.shared.peers.latency(&self.replicas()[replica]))
             .max();
         HEDGE_MIN.max(slowest.unwrap_or_default() * HEDGE_FACTOR)
@@ -376,8 +395,7 @@ impl ReadOp {
         let silent =
             |replica: &usize| self.repair.said(*replica) == Said::Unheard && !self.unasked.contains(replica);
         causes.extend((0..self.replicas().len()).filter(silent).map(|replica| {
-            let is_down = self.shared.is_known_down(&self.replicas()[replica]);
-            (replica, if is_down { Failure::KnownDown } else { rpc::Error::TimedOut.into() })
+            (replica, if self.asked[replica] { rpc::Error::TimedOut.into() } else { Failure::KnownDown })
         }));
         let causes = causes_line(self.replicas(), &causes);
         if !self.repair.is_answered() && self.repair.is_all_damage() {
@@ -391,8 +409,19 @@ impl ReadOp {
         ReadError::Unanswered { answered: self.repair.answers(), needed, causes }
     }
 
-    /// Leaves what is still under way, and what is to be mended, to a task of its own.
+    /// Has the replicas that were not asked compared, and leaves what is still under way, and what is to be mended, to
+    /// a task of its own.
     fn leave_to_background(self) {
+        if !self.unasked.is_empty() && self.shared.env.rng.chance(self.shared.settings.read_repair_chance) {
+            for replica in &self.unasked {
+                LateVersions::note(
+                    &self.shared,
+                    &self.replicas()[*replica],
+                    &self.key,
+                    self.repair.version(),
+                );
+            }
+        }
         let replica_count = self.replicas().len();
         if self.steps.is_empty() && !(0..replica_count).any(|replica| self.repair.is_behind(replica)) {
             return;
@@ -414,7 +443,10 @@ impl ReadOp {
                 self.take_in(event);
             }
             match self.repair.to_fetch() {
-                Some(replica) if !self.fetched.contains(&replica) => self.fetch(replica),
+                Some(replica) if !self.fetched.contains(&replica) => {
+                    self.fetched.push(replica);
+                    self.push(replica, Ask::Record);
+                }
                 _ => break,
             }
         }
@@ -436,6 +468,7 @@ impl ReadOp {
     }
 
     fn push(&mut self, replica: usize, what: Ask) {
+        self.asked[replica] = true;
         let asked = ask(self.shared.clone(), self.range, replica, self.key.clone(), what);
         self.steps.push(Box::pin(asked));
     }

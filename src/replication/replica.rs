@@ -5,7 +5,7 @@
 //!    │
 //!    ├─ Write       every key ours? ─no─> NotAReplica      stored and synced, whatever our standing: a
 //!    │              every timestamp in bounds? ─no─> TooFarAhead    rebuilding node must not miss new writes
-//!    ├─ Read        damaged? ─> Damaged: the asker goes to another replica and mends us
+//!    ├─ Read, ReadVersions   damaged? ─> Damaged: the asker goes to another replica and mends us
 //!    ├─ StoreHints  synced before the answer
 //!    └─ Scan, Ping
 //! ```
@@ -21,7 +21,7 @@ use crate::engine::{Error, WriteBatch, Written};
 use crate::env::Mistake;
 use crate::hints;
 use crate::rpc::{
-    BoxFuture, Handler, Refusal, ReplicaRequest, ReplicaResponse, Request, Response, WriteOrigin,
+    BoxFuture, Handler, HeldVersion, Refusal, ReplicaRequest, ReplicaResponse, Request, Response, WriteOrigin,
 };
 use crate::types::{Key, NodeId, Record, Timestamp};
 
@@ -86,9 +86,20 @@ impl Replica {
                 let Held { voting, record } = look_up(shared, &key).await?;
                 Ok(ReplicaResponse::Record { voting, record })
             }
-            ReplicaRequest::ReadVersion { key } => {
-                let Held { voting, record } = look_up(shared, &key).await?;
-                Ok(ReplicaResponse::Version { voting, version: record.as_ref().map(Record::version) })
+            ReplicaRequest::ReadVersions { keys } => {
+                let mut held = Vec::with_capacity(keys.len());
+                let mut voting = shared.standing.is_voting();
+                for key in keys {
+                    held.push(match look_up(shared, &key).await {
+                        Ok(Held { voting: then, record }) => {
+                            voting &= then;
+                            record.map_or(HeldVersion::Nothing, |it| HeldVersion::Version(it.version()))
+                        }
+                        Err(Refusal::Damaged) => HeldVersion::Damaged,
+                        Err(refusal) => return Err(refusal),
+                    });
+                }
+                Ok(ReplicaResponse::Versions { voting, held })
             }
             ReplicaRequest::Scan(request) => {
                 scan::serve_page(shared, request).await.map(ReplicaResponse::Page)

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::api::{NotSent, ReplicationStats};
 use super::hot_keys::HotKeys;
+use super::late_versions::LateVersions;
 use super::{LocalStore, Peers, StandingCell};
 use crate::cluster::{Ring, Token};
 use crate::env::{Env, Rng};
@@ -164,6 +165,8 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     /// One permit a background repair: [`Shared::REPAIRS_MAX`] at once; beyond it a read mends nothing afterwards.
     pub repairs: Arc<Semaphore>,
+    /// What reads found, to be compared with the replicas that they did not ask.
+    pub(super) late_versions: LateVersions,
     /// What clients of this node ask for most.
     pub hot_keys: HotKeys,
     load: OnceLock<Arc<dyn LoadSource>>,
@@ -263,6 +266,8 @@ impl Shared {
         } = parts;
         let counters = peers.counters().clone();
         // Not drawn from the world's chance: which keys are looked at decides nothing.
+        let others = ring.membership().members().iter().map(|member| &member.id).filter(|node| **node != own);
+        let late_versions = LateVersions::new(others);
         let hot_keys_rng = Rng::from_seed(Token::of(own.as_str().as_bytes()).0);
         Arc::new(Self {
             own,
@@ -279,6 +284,7 @@ impl Shared {
             facts,
             counters,
             repairs: Arc::new(Semaphore::new(Self::REPAIRS_MAX)),
+            late_versions,
             hot_keys: HotKeys::new(hot_keys_rng),
             load: OnceLock::new(),
             phase: AtomicU8::new(Phase::Starting as u8),

@@ -42,6 +42,8 @@ pub(super) struct WriteOp {
     pub shared: Arc<Shared>,
     /// A range whose replicas all of the items have.
     pub range: RangeId,
+    /// What is expected of its replicas, in their order.
+    pub outlooks: Vec<Outlook>,
     /// What to write: at least one item, timestamps rising.
     pub items: Vec<(Key, Record)>,
     /// W.
@@ -130,8 +132,8 @@ impl WriteOp {
             answer: Some(answer),
         };
         let mut steps = Few::with_capacity(replicas.len());
-        for (replica, outlook) in shared.outlooks(replicas).into_iter().enumerate() {
-            if outlook == Outlook::Down {
+        for (replica, outlook) in self.outlooks.iter().enumerate() {
+            if *outlook == Outlook::Down {
                 progress.tracker.on_reply(replica, Reply::Failed);
                 progress.causes.push((replica, Failure::KnownDown));
                 progress.hints_awaited += 1;

@@ -10,8 +10,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::frame::{Frame, Kind, TooLarge, deadline_ms};
 use super::message::{
-    Facts, ITEMS_MAX, Refusal, ReplicaRequest, ReplicaResponse, Request, Response, ScanPage, ScanRequest,
-    WriteOrigin,
+    Facts, HeldVersion, ITEMS_MAX, Refusal, ReplicaRequest, ReplicaResponse, Request, Response, ScanPage,
+    ScanRequest, WriteOrigin,
 };
 use crate::types::{Key, KeyRange, NodeId, Record, Timestamp, Version};
 use crate::util::coding::{DecodeError, Reader, put_bytes, put_varint};
@@ -21,6 +21,8 @@ pub const NAME_LEN_MAX: usize = 512;
 
 /// The fewest bytes an item takes: lengths of key and record, a key's byte, a tombstone.
 const ITEM_LEN_MIN: usize = 1 + 1 + 1 + 9;
+/// The fewest bytes a key takes: its length and one byte.
+const KEY_LEN_MIN: usize = 1 + 1;
 
 /// Appends a request as one frame. Nothing is appended when it does not fit.
 pub fn encode_request(
@@ -34,12 +36,13 @@ pub fn encode_request(
         ReplicaRequest::Write { .. } => Kind::Write,
         ReplicaRequest::StoreHints { .. } => Kind::StoreHints,
         ReplicaRequest::Read { .. } => Kind::Read,
-        ReplicaRequest::ReadVersion { .. } => Kind::ReadVersion,
+        ReplicaRequest::ReadVersions { .. } => Kind::ReadVersions,
         ReplicaRequest::Scan(_) => Kind::Scan,
         ReplicaRequest::AskLoad => Kind::AskLoad,
     };
     check_count(match &request.body {
         ReplicaRequest::Write { items, .. } | ReplicaRequest::StoreHints { items, .. } => items.len(),
+        ReplicaRequest::ReadVersions { keys } => keys.len(),
         _ => 0,
     })?;
     Frame::encode(request_id, kind, deadline_ms(timeout), request.clock, out, |out| match &request.body {
@@ -52,7 +55,11 @@ pub fn encode_request(
             put_bytes(out, target.as_str().as_bytes());
             put_items(out, items);
         }
-        ReplicaRequest::Read { key } | ReplicaRequest::ReadVersion { key } => out.put_slice(key.as_bytes()),
+        ReplicaRequest::Read { key } => out.put_slice(key.as_bytes()),
+        ReplicaRequest::ReadVersions { keys } => {
+            put_varint(out, keys.len() as u64);
+            keys.iter().for_each(|key| put_bytes(out, key.as_bytes()));
+        }
         ReplicaRequest::Scan(scan) => put_scan(out, scan),
         ReplicaRequest::AskLoad => {}
     })
@@ -65,7 +72,7 @@ pub fn encode_response(response: &Response, request_id: u64, out: &mut BytesMut)
         ReplicaResponse::Written { .. } => Kind::Written,
         ReplicaResponse::HintsStored => Kind::HintsStored,
         ReplicaResponse::Record { .. } => Kind::Record,
-        ReplicaResponse::Version { .. } => Kind::Version,
+        ReplicaResponse::Versions { .. } => Kind::Versions,
         ReplicaResponse::Page(_) => Kind::Page,
         ReplicaResponse::Load(_) => Kind::Load,
         ReplicaResponse::Refused(_) => Kind::Refused,
@@ -83,12 +90,10 @@ pub fn encode_response(response: &Response, request_id: u64, out: &mut BytesMut)
             put_flag(out, *voting);
             put_option(out, record.as_ref(), |out, record| record.encode(out));
         }
-        ReplicaResponse::Version { voting, version } => {
+        ReplicaResponse::Versions { voting, held } => {
             put_flag(out, *voting);
-            put_option(out, version.as_ref(), |out, version| {
-                out.put_u64_le(version.timestamp.as_u64());
-                out.put_u64_le(version.hash);
-            });
+            put_varint(out, held.len() as u64);
+            held.iter().for_each(|held| put_held(out, held));
         }
         ReplicaResponse::Page(page) => {
             put_flag(out, page.voting);
@@ -108,7 +113,7 @@ pub fn decode_request(frame: &Frame) -> Result<Request, DecodeError> {
         Kind::Write => ReplicaRequest::Write { origin: body.origin()?, items: body.items()? },
         Kind::StoreHints => ReplicaRequest::StoreHints { target: body.name()?, items: body.items()? },
         Kind::Read => ReplicaRequest::Read { key: body.key_of_the_rest()? },
-        Kind::ReadVersion => ReplicaRequest::ReadVersion { key: body.key_of_the_rest()? },
+        Kind::ReadVersions => ReplicaRequest::ReadVersions { keys: body.keys()? },
         Kind::Scan => ReplicaRequest::Scan(body.scan()?),
         Kind::AskLoad => ReplicaRequest::AskLoad,
         _ => return Err(DecodeError("a request")),
@@ -132,9 +137,7 @@ pub fn decode_response(frame: &Frame) -> Result<Response, DecodeError> {
             voting: body.flag()?,
             record: body.option(|body| Record::decode(&body.rest()))?,
         },
-        Kind::Version => {
-            ReplicaResponse::Version { voting: body.flag()?, version: body.option(Body::version)? }
-        }
+        Kind::Versions => ReplicaResponse::Versions { voting: body.flag()?, held: body.all_held()? },
         Kind::Page => {
             let voting = body.flag()?;
             let resume = body.option(Body::bound)?;
@@ -169,6 +172,19 @@ fn put_items(out: &mut BytesMut, items: &[(Key, Record)]) {
         put_bytes(out, key.as_bytes());
         put_varint(out, record.encoded_len() as u64);
         record.encode(out);
+    }
+}
+
+/// Numbered on the wire: never renumber.
+fn put_held(out: &mut BytesMut, held: &HeldVersion) {
+    match held {
+        HeldVersion::Nothing => out.put_u8(0),
+        HeldVersion::Version(version) => {
+            out.put_u8(1);
+            out.put_u64_le(version.timestamp.as_u64());
+            out.put_u64_le(version.hash);
+        }
+        HeldVersion::Damaged => out.put_u8(2),
     }
 }
 
@@ -288,15 +304,44 @@ impl<'a> Body<'a> {
         }
     }
 
-    fn items(&mut self) -> Result<Vec<(Key, Record)>, DecodeError> {
+    /// A count of things that take at least `len_min` bytes each.
+    fn count(&mut self, len_min: usize) -> Result<usize, DecodeError> {
         let count = usize::try_from(self.reader.varint()?).unwrap_or(usize::MAX);
-        if count > ITEMS_MAX || count > self.reader.rest().len() / ITEM_LEN_MIN {
+        if count > ITEMS_MAX || count > self.reader.rest().len() / len_min {
             return Err(DecodeError("as many items as a message may have and as there are bytes for"));
         }
+        Ok(count)
+    }
+
+    fn key(&mut self) -> Result<Key, DecodeError> {
+        let key = self.bytes.slice_ref(self.reader.bytes()?);
+        Key::new(key).map_err(|_| DecodeError("a key of 1 to 4096 bytes"))
+    }
+
+    fn keys(&mut self) -> Result<Vec<Key>, DecodeError> {
+        let count = self.count(KEY_LEN_MIN)?;
+        (0..count).map(|_| self.key()).collect()
+    }
+
+    fn held(&mut self) -> Result<HeldVersion, DecodeError> {
+        match self.reader.u8()? {
+            0 => Ok(HeldVersion::Nothing),
+            1 => self.version().map(HeldVersion::Version),
+            2 => Ok(HeldVersion::Damaged),
+            _ => Err(DecodeError("nothing, a version or damage")),
+        }
+    }
+
+    fn all_held(&mut self) -> Result<Vec<HeldVersion>, DecodeError> {
+        let count = self.count(1)?;
+        (0..count).map(|_| self.held()).collect()
+    }
+
+    fn items(&mut self) -> Result<Vec<(Key, Record)>, DecodeError> {
+        let count = self.count(ITEM_LEN_MIN)?;
         let mut items = Vec::with_capacity(count);
         for _ in 0..count {
-            let key = self.bytes.slice_ref(self.reader.bytes()?);
-            let key = Key::new(key).map_err(|_| DecodeError("a key of 1 to 4096 bytes"))?;
+            let key = self.key()?;
             let record = self.bytes.slice_ref(self.reader.bytes()?);
             items.push((key, Record::decode(&record)?));
         }

@@ -44,8 +44,8 @@ pub enum Kind {
     StoreHints = 3,
     /// `ReplicaRequest::Read`.
     Read = 4,
-    /// `ReplicaRequest::ReadVersion`.
-    ReadVersion = 5,
+    /// `ReplicaRequest::ReadVersions`.
+    ReadVersions = 5,
     /// `ReplicaRequest::Scan`.
     Scan = 6,
     /// `ReplicaRequest::AskLoad`.
@@ -58,8 +58,8 @@ pub enum Kind {
     HintsStored = 67,
     /// `ReplicaResponse::Record`.
     Record = 68,
-    /// `ReplicaResponse::Version`.
-    Version = 69,
+    /// `ReplicaResponse::Versions`.
+    Versions = 69,
     /// `ReplicaResponse::Page`.
     Page = 70,
     /// `ReplicaResponse::Load`.
@@ -80,14 +80,14 @@ impl Kind {
             2 => Self::Write,
             3 => Self::StoreHints,
             4 => Self::Read,
-            5 => Self::ReadVersion,
+            5 => Self::ReadVersions,
             6 => Self::Scan,
             7 => Self::AskLoad,
             65 => Self::Pong,
             66 => Self::Written,
             67 => Self::HintsStored,
             68 => Self::Record,
-            69 => Self::Version,
+            69 => Self::Versions,
             70 => Self::Page,
             71 => Self::Load,
             127 => Self::Refused,

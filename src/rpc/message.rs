@@ -64,10 +64,10 @@ pub enum ReplicaRequest {
         /// Which key.
         key: Key,
     },
-    /// The version of the newest record of a key.
-    ReadVersion {
-        /// Which key.
-        key: Key,
+    /// The versions of the newest records of some keys.
+    ReadVersions {
+        /// Which keys, at most [`ITEMS_MAX`].
+        keys: Vec<Key>,
     },
     /// A page of records in key order, tombstones included.
     Scan(ScanRequest),
@@ -113,12 +113,12 @@ pub enum ReplicaResponse {
         /// The newest record, if there is any.
         record: Option<Record>,
     },
-    /// To `ReadVersion`.
-    Version {
+    /// To `ReadVersions`.
+    Versions {
         /// Whether this replica counts towards R.
         voting: bool,
-        /// The newest record's version, if there is any.
-        version: Option<Version>,
+        /// What is held of each key, in the order asked.
+        held: Vec<HeldVersion>,
     },
     /// To `Scan`.
     Page(ScanPage),
@@ -126,6 +126,17 @@ pub enum ReplicaResponse {
     Load(Bytes),
     /// Nothing was done, and why.
     Refused(Refusal),
+}
+
+/// What a replica holds of a key, told without the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldVersion {
+    /// Nothing.
+    Nothing,
+    /// A record of this version.
+    Version(Version),
+    /// Something that cannot be read.
+    Damaged,
 }
 
 /// A page of a scan.

@@ -9,7 +9,7 @@ pub mod transport;
 pub use codec::{decode_request, decode_response, encode_request, encode_response};
 pub use frame::{Frame, FrameError, Kind};
 pub use message::{
-    Facts, GROUP_BYTES_MAX, ITEMS_MAX, Refusal, ReplicaRequest, ReplicaResponse, Request, Response, ScanPage,
-    ScanRequest, WriteOrigin,
+    Facts, GROUP_BYTES_MAX, HeldVersion, ITEMS_MAX, Refusal, ReplicaRequest, ReplicaResponse, Request,
+    Response, ScanPage, ScanRequest, WriteOrigin,
 };
 pub use transport::{BoxFuture, Error, Handler, Transport};

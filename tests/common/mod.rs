@@ -61,7 +61,7 @@ fn kind(request: &ReplicaRequest) -> &'static str {
         ReplicaRequest::Write { .. } => "write",
         ReplicaRequest::StoreHints { .. } => "hints",
         ReplicaRequest::Read { .. } => "read",
-        ReplicaRequest::ReadVersion { .. } => "version",
+        ReplicaRequest::ReadVersions { .. } => "versions",
         ReplicaRequest::Scan(_) => "scan",
         ReplicaRequest::AskLoad => "load",
     }

@@ -14,7 +14,7 @@ fn ring() -> TestRing {
 }
 
 fn record(micros: u64, text: &str) -> Record {
-    Record::value(Timestamp::from_micros(1_000_000_000 + micros), value(text))
+    Record::value(Timestamp::from_micros(999_000_000 + micros), value(text))
 }
 
 fn is_repair(request: &ReplicaRequest) -> bool {

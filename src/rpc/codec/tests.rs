@@ -74,7 +74,7 @@ fn any_request() -> impl Strategy<Value = ReplicaRequest> {
         (any_origin(), any_items()).prop_map(|(origin, items)| ReplicaRequest::Write { origin, items }),
         (any_name(), any_items()).prop_map(|(target, items)| ReplicaRequest::StoreHints { target, items }),
         any_key().prop_map(|key| ReplicaRequest::Read { key }),
-        any_key().prop_map(|key| ReplicaRequest::ReadVersion { key }),
+        prop::collection::vec(any_key(), 0..20).prop_map(|keys| ReplicaRequest::ReadVersions { keys }),
         any_scan().prop_map(ReplicaRequest::Scan),
         Just(ReplicaRequest::AskLoad),
     ]
@@ -96,6 +96,11 @@ fn any_refusal() -> impl Strategy<Value = Refusal> {
 
 fn any_response() -> impl Strategy<Value = ReplicaResponse> {
     let version = (any_timestamp(), any::<u64>()).prop_map(|(timestamp, hash)| Version { timestamp, hash });
+    let held = prop_oneof![
+        Just(HeldVersion::Nothing),
+        version.prop_map(HeldVersion::Version),
+        Just(HeldVersion::Damaged)
+    ];
     prop_oneof![
         any_facts().prop_map(ReplicaResponse::Pong),
         (any::<bool>(), any::<u32>(), prop::option::of(any_timestamp()))
@@ -103,8 +108,8 @@ fn any_response() -> impl Strategy<Value = ReplicaResponse> {
         Just(ReplicaResponse::HintsStored),
         (any::<bool>(), prop::option::of(any_record()))
             .prop_map(|(voting, record)| ReplicaResponse::Record { voting, record }),
-        (any::<bool>(), prop::option::of(version))
-            .prop_map(|(voting, version)| ReplicaResponse::Version { voting, version }),
+        (any::<bool>(), prop::collection::vec(held, 0..20))
+            .prop_map(|(voting, held)| ReplicaResponse::Versions { voting, held }),
         (any::<bool>(), any_items(), any_bound())
             .prop_map(|(voting, items, resume)| ReplicaResponse::Page(ScanPage { voting, items, resume })),
         prop::collection::vec(any::<u8>(), 0..20).prop_map(|load| ReplicaResponse::Load(load.into())),

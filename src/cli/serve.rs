@@ -132,8 +132,18 @@ impl Parts {
     }
 }
 
+/// Sockets that one turn of the runtime serves, at most. What a turn has for the peers leaves at its end: with all
+/// sockets in one turn the peers, and with them the other cores, would wait until the last client's request is read;
+/// with few the peers' frames would go out one by one.
+const SOCKETS_A_TURN: usize = 16;
+
 fn runtime() -> Result<Runtime, String> {
-    Builder::new_current_thread().enable_all().build().map_err(|error| format!("cannot start: {error}"))
+    let mut builder = Builder::new_current_thread();
+    builder
+        .enable_all()
+        .max_io_events_per_tick(SOCKETS_A_TURN)
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))
 }
 
 fn worker(

@@ -160,6 +160,7 @@ impl Shared {
     fn check_space(self: &Arc<Self>) -> Result<(), Error> {
         let free =
             self.env.fs.free_space(&self.dir).map_err(|e| Error::io("ask for free space", &self.dir, e))?;
+        self.counters.note_free_space(free);
         let needed = 2 * self.options.memtable_size as u64;
         let is_out = free < needed;
         if self.health.out_of_space.swap(is_out, Ordering::Relaxed) && !is_out {
@@ -215,10 +216,17 @@ impl Shared {
         self.counters.wal_bytes.fetch_add(bytes, Ordering::Relaxed);
         let is_planted = self.env.planted.has(Mistake::AckBeforeSync);
         if bytes > 0 && self.options.durability == Durability::Synced && !is_planted {
-            writer.sync().map_err(Failure::fatal)?;
-            self.counters.wal_syncs.fetch_add(1, Ordering::Relaxed);
+            self.sync_timed(&mut writer).map_err(Failure::fatal)?;
         }
         log.writer = Some(writer);
+        Ok(())
+    }
+
+    fn sync_timed(&self, writer: &mut LogWriter) -> Result<(), Error> {
+        let began = self.env.clock.wall_micros();
+        writer.sync()?;
+        self.counters.sync_times.record(self.env.clock.wall_micros().saturating_sub(began));
+        self.counters.wal_syncs.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -286,8 +294,7 @@ impl Shared {
             let mut log = self.log.lock();
             if let Some(mut writer) = log.writer.take() {
                 if !writer.is_synced() {
-                    writer.sync().map_err(Failure::fatal)?; // buffered: the next log will say that this one is synced
-                    self.counters.wal_syncs.fetch_add(1, Ordering::Relaxed);
+                    self.sync_timed(&mut writer).map_err(Failure::fatal)?; // buffered: the next log will say so
                 }
                 log.last = Opening { previous: writer.number(), previous_end: writer.written() };
             }

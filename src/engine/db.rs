@@ -15,10 +15,11 @@ use super::commit_queue::CommitQueue;
 use super::iter::{InternalIterator, MergingIterator, VisibleIterator};
 use super::memtable::Memtable;
 use super::recovery::{self, Recovered};
+use super::sync_times::SyncCounter;
 use super::version::{Opened, VersionSet};
 use super::wal;
 use super::{Completion, EngineStats, Error, Options, Recovery, WriteBatch, Written};
-use crate::env::{Env, Mistake, VfsLock};
+use crate::env::{Env, Lane, Mistake, VfsLock};
 use crate::types::{Key, KeyRange, Record, Timestamp, Value};
 
 /// One node's storage. A clone is the same engine.
@@ -82,10 +83,21 @@ pub(super) struct Counters {
     pub batches_written: AtomicU64,
     pub records_written: AtomicU64,
     pub wal_syncs: AtomicU64,
+    pub sync_times: SyncCounter,
+    /// Bytes free when they were last looked at, and one more; 0 before that.
+    pub free_bytes: AtomicU64,
+    /// Somebody is looking at it.
+    pub measuring: AtomicBool,
     pub wal_bytes: AtomicU64,
     pub flushes: AtomicU64,
     pub overtaken: AtomicU64,
     pub throttles: AtomicU64,
+}
+
+impl Counters {
+    pub fn note_free_space(&self, bytes: u64) {
+        self.free_bytes.store(bytes.saturating_add(1), Ordering::Relaxed);
+    }
 }
 
 impl fmt::Debug for Engine {
@@ -237,6 +249,8 @@ impl Engine {
         stats.batches_written = counters.batches_written.load(Ordering::Relaxed);
         stats.records_written = counters.records_written.load(Ordering::Relaxed);
         stats.wal_syncs = counters.wal_syncs.load(Ordering::Relaxed);
+        stats.sync_times = counters.sync_times.read();
+        stats.free_bytes = counters.free_bytes.load(Ordering::Relaxed).checked_sub(1);
         stats.wal_bytes = counters.wal_bytes.load(Ordering::Relaxed);
         stats.flushes = counters.flushes.load(Ordering::Relaxed);
         stats.overtaken = counters.overtaken.load(Ordering::Relaxed);
@@ -250,6 +264,20 @@ impl Engine {
         stats.log_number = memory.tables().map(|memtable| memtable.log_number()).max().unwrap_or_default();
         stats.memtables_sealed = memory.sealed.len();
         stats
+    }
+
+    /// Has the disk looked at for its free space, which every write does too. Does not wait.
+    pub fn measure_space(&self) {
+        if self.shared.counters.measuring.swap(true, Ordering::Relaxed) {
+            return; // a disk that hangs is not asked twice
+        }
+        let shared = self.shared.clone();
+        self.shared.env.pool.submit(Lane::Aside, move || {
+            if let Ok(free) = shared.env.fs.free_space(&shared.dir) {
+                shared.counters.note_free_space(free);
+            }
+            shared.counters.measuring.store(false, Ordering::Relaxed);
+        });
     }
 
     /// Refuses new writes, lets queued ones finish, flushes memory to tables, stops background work, lets go of

@@ -52,6 +52,7 @@ mod options;
 mod recovery;
 mod skiplist;
 pub mod sst;
+mod sync_times;
 pub mod version;
 mod wal;
 mod write_batch;
@@ -59,6 +60,7 @@ mod write_batch;
 pub use db::Engine;
 pub use error::Error;
 pub use options::{Durability, Options, TombstonePolicy};
+pub use sync_times::SyncTimes;
 pub use write_batch::WriteBatch;
 
 use crate::types::Timestamp;
@@ -99,6 +101,10 @@ pub struct EngineStats {
     pub records_written: u64,
     /// Syncs of the log.
     pub wal_syncs: u64,
+    /// How long they took.
+    pub sync_times: SyncTimes,
+    /// Bytes free on the disk when it was last looked at; `None` before that.
+    pub free_bytes: Option<u64>,
     /// Bytes appended to the log.
     pub wal_bytes: u64,
     /// Memtables flushed.

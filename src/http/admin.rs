@@ -189,6 +189,9 @@ pub fn metrics(door: &Door, request: &Request<Incoming>) -> Result<Response<Body
         const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         let families = door.api.opened().map(families).unwrap_or_default();
         let mut text = prometheus::render(&totals, &figures, &families);
+        if let Some(coordinator) = door.api.opened() {
+            prometheus::render_disk(&mut text, &coordinator.engine_stats());
+        }
         process::render(&mut text);
         return Ok(answer::with_type(StatusCode::OK, TEXT, text));
     }
@@ -245,6 +248,8 @@ impl Serialize for MetricsView<'_> {
         if let Some(coordinator) = coordinator {
             map.serialize_entry("level_files", &engine.level_files)?;
             map.serialize_entry("level_bytes", &engine.level_bytes)?;
+            map.serialize_entry("disk_free_bytes", &engine.free_bytes)?;
+            map.serialize_entry("wal_sync_micros_total", &engine.sync_times.micros)?;
             map.serialize_entry("node_id", coordinator.own().as_str())?;
         }
         map.end()
@@ -341,6 +346,9 @@ struct ClusterStatus<'a> {
     ranges: u32,
     ready: bool,
     clock: u64,
+    clock_skew_max_ms: u64,
+    /// Whether the node listens beyond loopback and asks nobody for a token.
+    open_to_all: bool,
     /// Always: what VikDB's clients look for before they write.
     replication: bool,
     is_leader: bool,
@@ -396,6 +404,8 @@ pub fn cluster_status(door: &Door) -> Result<Response<Body>, Fault> {
         ranges: coordinator.ring().range_count(),
         ready: problems(&checks(door)).is_empty(),
         clock: coordinator.clock().as_u64(),
+        clock_skew_max_ms: coordinator.clock_skew_max().as_millis() as u64,
+        open_to_all: door.api.shared.settings.is_open_to_all(),
         replication: true,
         is_leader: true,
         role: "peer",

@@ -39,6 +39,8 @@ pub struct ApiSettings {
     pub volume_id: String,
     /// `API_TOKEN`.
     pub tokens: Tokens,
+    /// Whether others than this machine reach the doors.
+    pub beyond_loopback: bool,
     /// `SLOW_REQUEST_TIME`: a request that takes longer is logged; zero: none is.
     pub slow_request_time: Duration,
 }
@@ -48,8 +50,16 @@ impl Default for ApiSettings {
         Self {
             volume_id: "vol-1".to_owned(),
             tokens: Tokens::default(),
+            beyond_loopback: false,
             slow_request_time: Duration::from_millis(500),
         }
+    }
+}
+
+impl ApiSettings {
+    /// Whether everyone who reaches the port from another machine may do everything.
+    pub fn is_open_to_all(&self) -> bool {
+        self.beyond_loopback && self.tokens.is_empty()
     }
 }
 

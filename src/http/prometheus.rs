@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use super::figures::{Figure, Kind};
 use super::metrics::{CODES, Totals};
 use super::router::{Operation, Route};
+use crate::replication::{EngineStats, SyncTimes};
 
 /// Upper bounds of the latency buckets, in microseconds.
 const BUCKETS: [u64; 14] = [
@@ -101,6 +102,24 @@ fn durations(out: &mut String, totals: &Totals) {
         let _ = writeln!(out, "{NAME}_sum{{{labels}}} {}", sum_micros(histogram) / 1e6);
         let _ = writeln!(out, "{NAME}_count{{{labels}}} {count}");
     }
+}
+
+/// Appends what the engine says of its disk.
+pub fn render_disk(out: &mut String, engine: &EngineStats) {
+    const NAME: &str = "kvstore_wal_sync_duration_seconds";
+    if let Some(free) = engine.free_bytes {
+        const FREE: &str = "kvstore_disk_free_bytes";
+        head(out, FREE, "Bytes free on the disk of the data directory.", Kind::Gauge);
+        line(out, FREE, "", free);
+    }
+    let _ = writeln!(out, "# HELP {NAME} Time that a sync of the log takes.\n# TYPE {NAME} histogram");
+    let (times, mut count) = (&engine.sync_times, 0);
+    for (bound, more) in SyncTimes::BOUNDS.iter().zip(times.counts) {
+        count += more;
+        let _ = writeln!(out, "{NAME}_bucket{{le=\"{}\"}} {count}", *bound as f64 / 1e6);
+    }
+    let _ = writeln!(out, "{NAME}_bucket{{le=\"+Inf\"}} {}", times.count());
+    let _ = writeln!(out, "{NAME}_sum {}\n{NAME}_count {}", times.micros as f64 / 1e6, times.count());
 }
 
 fn sum_micros(histogram: &Histogram<u64>) -> f64 {

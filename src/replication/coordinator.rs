@@ -237,6 +237,11 @@ impl Coordinator {
         self.shared.hlc.now()
     }
 
+    /// How far ahead a timestamp may be.
+    pub fn clock_skew_max(&self) -> Duration {
+        self.shared.hlc.skew_max()
+    }
+
     fn how(&self, options: WriteOptions) -> batch::How {
         let needed = options.write_quorum.unwrap_or(self.shared.settings.write_quorum);
         batch::How {

@@ -71,7 +71,7 @@ pub mod shared;
 pub mod standing;
 mod write;
 
-pub use crate::engine::EngineStats; // for the doors, which know no engine
+pub use crate::engine::{EngineStats, SyncTimes}; // for the doors, which know no engine
 pub use api::*;
 pub use coordinator::Coordinator;
 pub use hot_keys::{HotKey, Hottest};

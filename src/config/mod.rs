@@ -65,6 +65,9 @@ impl Error {
     pub const EXIT_CODE: u8 = 2;
 }
 
+/// What is said in place of a secret.
+const HIDDEN: &str = "(hidden)";
+
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Loaded {
@@ -95,13 +98,62 @@ pub fn load(
     if command_line.version {
         return Ok(Loaded::Version);
     }
+    let (merged, mut warnings) = gather(command_line, env, cwd)?;
+    let (config, more) = check::check(&merged, cwd)?;
+    warnings.extend(more);
+    Ok(Loaded::Serve { config: Box::new(config), warnings })
+}
+
+/// A setting as it is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InForce {
+    /// Its name.
+    pub name: String,
+    /// Its value: as it was given, its default, or what follows from the others; `None` if there is none.
+    pub value: Option<String>,
+    /// Whether it is one: then the value is only a sign that there is one.
+    pub is_secret: bool,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// What [`load`] would settle, setting by setting, and what it would warn of. Flags that ask for something else are
+/// ignored.
+pub fn survey(
+    args: impl Iterator<Item = OsString>,
+    env: impl Iterator<Item = (OsString, OsString)>,
+    cwd: &Path,
+) -> Result<(Vec<InForce>, Vec<String>), Error> {
+    let (merged, mut warnings) = gather(sources::CommandLine::parse(args)?, env, cwd)?;
+    let (config, more) = check::check(&merged, cwd)?;
+    warnings.extend(more);
+    let in_force = |setting: &Setting| {
+        let given = merged.get(setting.field);
+        let value = match (given, setting.unset) {
+            (Some((value, _)), _) if setting.is_secret() => Some(HIDDEN.to_owned()),
+            (Some((value, _)), _) => Some(value.trim().to_owned()),
+            (None, settings::Unset::Is(value)) => Some(value.to_owned()),
+            (None, settings::Unset::Follows(_)) => config.followed(setting.field),
+        };
+        let origin = given.map_or(Origin::Default, |(_, origin)| origin.clone());
+        InForce { name: setting.name(), value, is_secret: setting.is_secret(), origin }
+    };
+    Ok((SETTINGS.iter().map(in_force).collect(), warnings))
+}
+
+/// What all sources together say, by field, and what to warn of.
+fn gather(
+    command_line: sources::CommandLine,
+    env: impl Iterator<Item = (OsString, OsString)>,
+    cwd: &Path,
+) -> Result<(sources::Values, Vec<String>), Error> {
     let named = command_line.file.as_deref().filter(|file| !file.as_os_str().is_empty());
     let shown = named.unwrap_or(Path::new(".env"));
     let file = sources::from_file(&cwd.join(shown), shown)?;
     if let (None, Some(path)) = (&file, named) {
         return Err(Error::File { path: path.to_owned(), line: None, problem: "no such file".to_owned() });
     }
-    let (from_file, mut warnings) = file.unwrap_or_default();
+    let (from_file, warnings) = file.unwrap_or_default();
 
     let mut merged = BTreeMap::new();
     let sources = [from_file, sources::from_environment(env)?, command_line.values];
@@ -115,9 +167,7 @@ pub fn load(
             merged.extend(said.map(|(field, said)| (*field, said.clone())));
         }
     }
-    let (config, more) = check::check(&merged, cwd)?;
-    warnings.extend(more);
-    Ok(Loaded::Serve { config: Box::new(config), warnings })
+    Ok((merged, warnings))
 }
 
 /// The settings of one node, checked. DESIGN's table of names and defaults stands in the README.
@@ -269,6 +319,17 @@ impl Config {
     /// Q and N as configured.
     pub fn ring_settings(&self) -> RingSettings {
         RingSettings { range_count: self.range_count, replication_factor: self.replication_factor }
+    }
+
+    /// What a setting without a default of its own comes to when it is not given.
+    fn followed(&self, field: &str) -> Option<String> {
+        match field {
+            "advertise_addr" => Some(self.advertise_addr.clone()),
+            "worker_threads" => Some(self.worker_threads.to_string()),
+            "cluster_write_quorum" => Some(self.write_quorum.to_string()),
+            "cluster_read_quorum" => Some(self.read_quorum.to_string()),
+            _ => None,
+        }
     }
 
     /// N in force: min(configured, members).

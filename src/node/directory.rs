@@ -14,9 +14,9 @@ use crate::replication::identity::{self, Founding, Identity, IdentityFile};
 use crate::types::{NodeId, Timestamp};
 
 const LOCK: &str = "LOCK";
-const CLOCK: &str = "CLOCK";
-const IDENTITY: &str = "IDENTITY";
-const DATA: &str = "data";
+pub(super) const CLOCK: &str = "CLOCK";
+pub(super) const IDENTITY: &str = "IDENTITY";
+pub(super) const DATA: &str = "data";
 pub(super) const HINTS: &str = "hints";
 
 /// What a start finds.
@@ -125,7 +125,7 @@ fn make(env: &Env, dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn lock(env: &Env, dir: &Path) -> Result<Box<dyn VfsLock>, StartError> {
+pub(super) fn lock(env: &Env, dir: &Path) -> Result<Box<dyn VfsLock>, StartError> {
     env.fs.lock(&part(dir, LOCK)).map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => StartError::Locked { dir: dir.to_owned() },
         _ => io_error("locking the data directory", dir, source),
@@ -256,7 +256,7 @@ fn new_uuid(env: &Env) -> u128 {
     uuid::Builder::from_random_bytes(bytes).into_uuid().as_u128()
 }
 
-fn io_error(what: &'static str, dir: &Path, source: io::Error) -> StartError {
+pub(super) fn io_error(what: &'static str, dir: &Path, source: io::Error) -> StartError {
     StartError::Io { what, dir: dir.to_owned(), source }
 }
 

@@ -21,6 +21,7 @@
 
 mod delivery;
 mod directory;
+mod stopped;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,9 +51,12 @@ use crate::types::{NodeId, Timestamp};
 use crate::util::shutdown::{Shutdown, ShutdownListener};
 
 pub use directory::recover_drop_damaged;
+pub use stopped::StoppedNode;
 
 /// How often the mark is raised while writes are stored: what a peer remembers of this disk is at most so old.
 const MARK_EVERY: Duration = Duration::from_millis(200);
+/// How often the disk's free space is looked at while nobody writes.
+const SPACE_EVERY: Duration = Duration::from_secs(10);
 /// How often a stop looks whether requests are still in flight.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
@@ -63,6 +67,12 @@ pub enum StartError {
     /// Another process has the directory.
     #[error("{} is in use by another process", .dir.display())]
     Locked {
+        /// Which directory.
+        dir: PathBuf,
+    },
+    /// There is no node's data in the directory.
+    #[error("{} holds no node's data; name the directory that a node was started with (-dir)", .dir.display())]
+    NoNode {
         /// Which directory.
         dir: PathBuf,
     },
@@ -238,8 +248,12 @@ fn open_hints(config: &Config, env: &Env, ring: &Arc<Ring>) -> Result<HintStore,
 
 /// Whether compaction may let tombstones go: only where this node is all there is.
 fn tombstones(ring: &Ring) -> TombstonePolicy {
+    tombstones_of(ring.membership().members().len())
+}
+
+fn tombstones_of(members: usize) -> TombstonePolicy {
     // With N = 1 among several nodes, a hint on another node may still bring an older value.
-    match ring.membership().members().len() {
+    match members {
         0 | 1 => TombstonePolicy::DropWhenUncovered,
         _ => TombstonePolicy::Keep,
     }
@@ -290,10 +304,15 @@ fn start_loops(
 }
 
 /// Raises the mark while this node stores writes, its own or others': peers remember it, and so notice when
-/// the disk is set back, whoever gave the timestamps.
+/// the disk is set back, whoever gave the timestamps. Now and then it has the disk's free space looked at.
 async fn raise_marks(clock: ClockKeeper, engine: Engine, mut stop: ShutdownListener) {
+    let mut space_due = Instant::now();
     let mut written = engine.stats().records_written;
     while timeout(MARK_EVERY, stop.signalled()).await.is_err() {
+        if Instant::now() >= space_due {
+            space_due = Instant::now() + SPACE_EVERY;
+            engine.measure_space();
+        }
         let now = engine.stats().records_written;
         if now != written {
             written = now;

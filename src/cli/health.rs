@@ -2,13 +2,13 @@
 //!
 //! Takes the flags of `serve`, and the same environment and `.env`, so that it finds the node that they describe.
 
-use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::raw::RawArgs;
 use crate::config::{self, Loaded};
 
 const USAGE: &str = "usage: kvstore health [-port N] [-name value …]
@@ -20,9 +20,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of an answer that are read, at most.
 const ANSWER_MAX: u64 = 64 << 10;
 
+/// Asks the node that settings describe whether it is ready
+#[derive(Debug, Clone, clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct Args {
+    #[command(flatten)]
+    raw: RawArgs,
+}
+
 /// Runs the command.
-pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
-    match config::load(args, std::env::vars_os(), Path::new("")) {
+pub fn run(args: &Args) -> ExitCode {
+    match config::load(args.raw.args.iter().cloned(), std::env::vars_os(), Path::new("")) {
         Ok(Loaded::Serve { config, .. }) => {
             report(&ask(SocketAddr::new(near(config.bind_addr), config.port)))
         }

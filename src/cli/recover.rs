@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+use super::raw::RawArgs;
 use crate::config::{self, Loaded};
 use crate::env::Env;
 use crate::node;
@@ -18,9 +19,17 @@ const USAGE: &str = "usage: kvstore recover --drop-damaged DIR [-name value …]
   DIR made before keeps a way back. The other flags are those of `kvstore serve`.
 ";
 
+/// Gives up what is damaged in a data directory
+#[derive(Debug, Clone, clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct Args {
+    #[command(flatten)]
+    raw: RawArgs,
+}
+
 /// Runs the command. Exit codes: 0 done, 1 the directory is in use or unusable, 2 bad arguments.
-pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let args: Vec<OsString> = args.collect();
+pub fn run(args: &Args) -> ExitCode {
+    let args: Vec<OsString> = args.raw.args.clone();
     if args.iter().any(|arg| arg == "--help" || arg == "-h") {
         let _ = std::io::stdout().write_all(USAGE.as_bytes());
         return ExitCode::SUCCESS;

@@ -12,6 +12,7 @@
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -21,9 +22,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::log;
+use super::exit::{self, Error};
+use super::raw::RawArgs;
+use super::{help, log};
 use crate::cluster::assign;
-use crate::config::Config;
+use crate::config::{self, Config, Loaded, settings};
 use crate::env::Env;
 use crate::http::body::BodyLimits;
 use crate::http::{Api, ApiLimits, ApiSettings, Body, ServerLimits, bind, serve};
@@ -42,8 +45,42 @@ const BODY_RATE_MIN: usize = 16 << 10;
 /// How long the node's tasks may take to end once it has stopped.
 const TASKS_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Runs a node
+#[derive(Debug, Clone, clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct Args {
+    #[command(flatten)]
+    raw: RawArgs,
+}
+
+/// Runs the command. Exit codes: 0 stopped as it was told, 1 the world refused (port taken, directory locked, damaged),
+/// 2 bad flag or setting.
+pub fn run(args: &Args) -> ExitCode {
+    match config::load(args.raw.args.iter().cloned(), std::env::vars_os(), Path::new("")) {
+        Ok(Loaded::Serve { config, warnings }) => run_with(&config, &warnings),
+        Ok(Loaded::Help) => help::say(|out| out.bytes(usage().as_bytes())),
+        Ok(Loaded::Version) => help::say(|out| out.line(concat!("kvstore ", env!("CARGO_PKG_VERSION")))),
+        Err(error) => exit::end(false, Err(Error::Usage(error.to_string()))),
+    }
+}
+
+/// What `kvstore serve --help` prints.
+fn usage() -> String {
+    format!(
+        "Runs a node until SIGTERM or SIGINT\n\n\
+         Usage: kvstore [serve] [-name value …]\n\n\
+         A setting is looked for among the flags, then in the environment, then in `.env` in the working directory (or\n\
+         the file named by `-config FILE`). `-x v`, `-x=v`, `--x v` and `--x=v` all work. Sizes: 67108864, 64MB, 64MiB.\n\
+         Times: 5ms, 2s, 1m, 3h. `kvstore config` says which are in force, and why.\n\n\
+         Settings:\n{}\n\
+         Others:\n  -config <FILE>\n      read settings from this file instead of `.env`\n  \
+           -help, -h\n      print this\n  -version, -V\n      print the version\n",
+        settings::help_table(),
+    )
+}
+
 /// Runs a node, and logs `warnings` about its settings. Whatever keeps it from starting is said in one line on stderr.
-pub fn run(config: &Config, warnings: &[String]) -> ExitCode {
+fn run_with(config: &Config, warnings: &[String]) -> ExitCode {
     match start(config, warnings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
@@ -107,6 +144,7 @@ impl Parts {
         let settings = ApiSettings {
             volume_id: config.volume_id.clone(),
             tokens: config.api_tokens.clone(),
+            beyond_loopback: !config.bind_addr.is_loopback(),
             slow_request_time: config.slow_request_time,
         };
         Self { api: Api::with(api_limits(config), settings), env, transport }
@@ -273,4 +311,18 @@ fn banner(config: &Config, addr: SocketAddr) {
     let (banner, rule) = (config.banner(), "=".repeat(47));
     let text = format!("{banner}\n kv-store Node running on port {}\n{rule}", addr.port());
     let _ = writeln!(io::stdout(), "{text}"); // a closed stdout is no reason to stop
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_names_every_setting_with_its_flag() {
+        let usage = usage();
+        for setting in settings::SETTINGS {
+            let line = format!("-{} <{}>\n", setting.flag(), setting.name());
+            assert!(usage.contains(&line), "{}", setting.name());
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -24,12 +25,13 @@ pub(super) fn authority(url: &str) -> Result<String, String> {
 /// A connection to one node.
 pub(super) struct Connection {
     authority: String,
+    authorization: Option<HeaderValue>,
     sender: SendRequest<Full<Bytes>>,
 }
 
 impl Connection {
-    /// Connects.
-    pub(super) async fn open(authority: &str) -> Result<Self, String> {
+    /// Connects; every request will show the token, if there is one.
+    pub(super) async fn open(authority: &str, authorization: Option<&HeaderValue>) -> Result<Self, String> {
         let stream = TcpStream::connect(authority).await.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         let (sender, connection) =
@@ -37,7 +39,7 @@ impl Connection {
         tokio::spawn(async move {
             let _ = connection.await; // its end shows in the next request
         });
-        Ok(Self { authority: authority.to_owned(), sender })
+        Ok(Self { authority: authority.to_owned(), authorization: authorization.cloned(), sender })
     }
 
     /// Whether the next request can be sent.
@@ -52,12 +54,14 @@ impl Connection {
         path_and_query: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), String> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path_and_query)
-            .header(hyper::header::HOST, &self.authority)
-            .body(Full::new(body))
-            .map_err(|error| error.to_string())?;
+            .header(hyper::header::HOST, &self.authority);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
         let exchange = async {
             self.sender.ready().await?;
             let response = self.sender.send_request(request).await?;

@@ -24,10 +24,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use hyper::header::HeaderValue;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use report::{Report, Tally};
 use worker::{Plan, Worker};
+
+use super::exit::end;
+use super::help;
+use super::options::{Token, duration};
 
 /// Puts load on a node or a ring, and measures.
 #[derive(Debug, Clone, Args)]
@@ -78,13 +83,11 @@ pub struct BenchArgs {
     /// Take every 200 for a good answer: for comparing with a server that stores nothing
     #[arg(long)]
     unchecked: bool,
+    #[command(flatten)]
+    token: Token,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    crate::config::parse_duration(text).map_err(|error| error.to_string())
 }
 
 /// Runs the command. Exit codes: 0 measured, 1 nothing was answered or a write is missing, 2 bad arguments.
@@ -97,19 +100,23 @@ pub fn run(args: &BenchArgs) -> ExitCode {
                 return ExitCode::from(2);
             }
         };
+    let authorization = match args.token.header() {
+        Ok(authorization) => authorization,
+        Err(error) => return end(args.json, Err(error)),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a process that was just started can have a runtime");
     runtime.block_on(async {
         match &args.verify {
-            Some(path) => record::verify(path, &targets, args).await,
-            None => measure(args, &targets).await,
+            Some(path) => record::verify(path, &targets, authorization.as_ref(), args).await,
+            None => measure(args, &targets, authorization).await,
         }
     })
 }
 
-async fn measure(args: &BenchArgs, targets: &[String]) -> ExitCode {
+async fn measure(args: &BenchArgs, targets: &[String], authorization: Option<HeaderValue>) -> ExitCode {
     let recorder = match args.record.as_deref().map(record::Recorder::create).transpose() {
         Ok(recorder) => recorder.map(Arc::new),
         Err(error) => {
@@ -117,7 +124,7 @@ async fn measure(args: &BenchArgs, targets: &[String]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let plan = Arc::new(Plan::new(args, targets.to_vec(), recorder));
+    let plan = Arc::new(Plan::new(args, targets.to_vec(), authorization, recorder));
     if args.read_percent > 0
         && let Err(problem) = worker::load(&plan, args.keys).await
     {
@@ -138,11 +145,7 @@ async fn measure(args: &BenchArgs, targets: &[String]) -> ExitCode {
     let elapsed = began.elapsed();
     bar.finish_and_clear();
     let report = Report::new(args, targets, &total, elapsed);
-    if args.json {
-        println!("{}", report.json());
-    } else {
-        print!("{}", report.text());
-    }
+    help::say(|out| if args.json { out.json(&report.json()) } else { out.bytes(report.text().as_bytes()) });
     if total.answered() == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bytes::Bytes;
+use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::BenchArgs;
 use super::connection::Connection;
+use crate::cli::help;
 
 /// Missing keys named one by one, at most.
 const NAMED_MAX: u64 = 10;
@@ -34,7 +36,12 @@ impl Recorder {
 }
 
 /// Reads every noted key back from the targets in turn.
-pub(super) async fn verify(path: &Path, targets: &[String], args: &BenchArgs) -> ExitCode {
+pub(super) async fn verify(
+    path: &Path,
+    targets: &[String],
+    authorization: Option<&HeaderValue>,
+    args: &BenchArgs,
+) -> ExitCode {
     let lines =
         match File::open(path).map(|file| BufReader::new(file).lines().collect::<io::Result<Vec<_>>>()) {
             Ok(Ok(lines)) => lines,
@@ -46,7 +53,7 @@ pub(super) async fn verify(path: &Path, targets: &[String], args: &BenchArgs) ->
     let suffix = args.read_quorum.map_or(String::new(), |r| format!("&r={r}"));
     let mut connections = Vec::new();
     for target in targets {
-        match Connection::open(target).await {
+        match Connection::open(target, authorization).await {
             Ok(connection) => connections.push(connection),
             Err(problem) => {
                 eprintln!("error: {target}: {problem}");
@@ -76,13 +83,14 @@ pub(super) async fn verify(path: &Path, targets: &[String], args: &BenchArgs) ->
             }
         }
     }
-    if args.json {
-        println!(
-            "{}",
-            serde_json::json!({"acknowledged": lines.len(), "present": present, "missing": missing})
-        );
-    } else {
-        println!("{} acknowledged writes, {present} present, {missing} missing", lines.len());
-    }
+    help::say(|out| {
+        let acknowledged = lines.len();
+        if args.json {
+            let counts =
+                serde_json::json!({"acknowledged": acknowledged, "present": present, "missing": missing});
+            return out.json(&counts);
+        }
+        out.line(&format!("{acknowledged} acknowledged writes, {present} present, {missing} missing"))
+    });
     if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -23,6 +24,7 @@ const LOAD_BATCH: u64 = 500;
 /// What all connections share.
 pub(super) struct Plan {
     targets: Vec<String>,
+    authorization: Option<HeaderValue>,
     read_percent: u64,
     requests_max: u64,
     put_path: String,
@@ -46,11 +48,17 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(args: &BenchArgs, targets: Vec<String>, recorder: Option<Arc<Recorder>>) -> Self {
+    pub(super) fn new(
+        args: &BenchArgs,
+        targets: Vec<String>,
+        authorization: Option<HeaderValue>,
+        recorder: Option<Arc<Recorder>>,
+    ) -> Self {
         let rng = Rng::from_entropy();
         let value = (0..args.value_size).map(|_| char::from(b'a' + rng.below(0..26) as u8)).collect();
         Self {
             targets,
+            authorization,
             read_percent: args.read_percent.into(),
             requests_max: args.requests.unwrap_or(u64::MAX),
             put_path: args.write_quorum.map_or("/put".to_owned(), |w| format!("/put?w={w}")),
@@ -99,7 +107,7 @@ impl Plan {
 
 /// Writes the keys that reads will ask for.
 pub(super) async fn load(plan: &Plan, keys: u64) -> Result<(), String> {
-    let mut connection = Connection::open(plan.target(0)).await?;
+    let mut connection = Connection::open(plan.target(0), plan.authorization.as_ref()).await?;
     let mut next = 0;
     while next < keys.max(1) {
         let end = (next + LOAD_BATCH).min(keys.max(1));
@@ -201,7 +209,8 @@ impl Worker {
 
     async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), String> {
         if !self.connection.as_ref().is_some_and(Connection::is_open) {
-            match Connection::open(self.plan.target(self.index)).await {
+            let plan = &self.plan;
+            match Connection::open(plan.target(self.index), plan.authorization.as_ref()).await {
                 Ok(connection) => self.connection = Some(connection),
                 Err(problem) => {
                     self.index += 1; // the next target, like any client with more than one address

@@ -1,9 +1,9 @@
 # The usual commands by their usual names. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help build run ring test bench fmt lint docker
+.PHONY: help build run ring test bench fmt lint docker completions man
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## target/release/kvstore
 	cargo build --release --bin kvstore
@@ -32,3 +32,12 @@ lint: ## Format, clippy and documentation, warnings refused
 docker: ## The image kvstore:latest, from a binary built here (`docker build .` compiles inside)
 	cargo build --release --bin kvstore
 	docker build --target from-host -t kvstore:latest .
+
+completions: build ## Completion scripts for bash, zsh and fish, in target/completions
+	mkdir -p target/completions
+	target/release/kvstore completions bash > target/completions/kvstore.bash
+	target/release/kvstore completions zsh > target/completions/_kvstore
+	target/release/kvstore completions fish > target/completions/kvstore.fish
+
+man: build ## Manual pages of all commands, in target/man
+	target/release/kvstore man target/man

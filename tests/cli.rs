@@ -382,7 +382,7 @@ fn a_ring_is_shown_explained_and_looked_after() {
     assert_eq!(["ready", "engine", "disk", "sync", "files"].map(checked), [3; 5], "{told}");
     assert_eq!(["peers", "settings", "clock", "hints"].map(checked), [1; 4], "{told}");
     let sync = told["findings"].as_array().unwrap().iter().find(|f| f["check"] == "sync").unwrap();
-    assert!(sync["finding"].as_str().unwrap().starts_with("half take "), "{sync}");
+    assert!(sync["found"].as_str().unwrap().starts_with("half take "), "{sync}");
 
     ring.stop(2);
     http_support::until("it is down", || {

@@ -117,6 +117,7 @@ impl Client {
     }
 
     /// The same for one node, no more patient than that.
+    #[must_use]
     pub fn of_target(&self, target: &str, patience: Duration) -> Self {
         Self {
             targets: vec![target.to_owned()],
@@ -188,13 +189,12 @@ impl Client {
         loop {
             let kept = self.sender.take().filter(|sender| !sender.is_closed());
             let is_kept = kept.is_some();
-            let mut sender = match kept {
-                Some(sender) => sender,
-                None => {
-                    let is_last = self.targets.len() == 1;
-                    let patience = if is_last { self.patience } else { self.patience.min(CONNECT_PATIENCE) };
-                    connect(&target, patience).await.map_err(Trouble::NotSent)?
-                }
+            let mut sender = if let Some(sender) = kept {
+                sender
+            } else {
+                let is_only = self.targets.len() == 1;
+                let patience = if is_only { self.patience } else { self.patience.min(CONNECT_PATIENCE) };
+                connect(&target, patience).await.map_err(Trouble::NotSent)?
             };
             let request = question.request(&target, self.authorization.as_ref()).map_err(Trouble::NotSent)?;
             if let Err(error) = sender.ready().await {

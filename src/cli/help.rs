@@ -15,7 +15,7 @@ use crate::config::SETTINGS;
 pub fn run(args: &[OsString]) -> ExitCode {
     match args.first() {
         Some(command) => parse_and_run(vec![command.clone(), "--help".into()]),
-        None => say(|out| commands(out)),
+        None => say(commands),
     }
 }
 
@@ -152,7 +152,10 @@ mod tests {
         use clap::Parser as _;
         for entry in ENTRIES.iter().filter(|entry| entry.variant != "Serve") {
             let command = entry.example.split(" | ").next().unwrap_or_default();
-            let words = command.split(' ').map(|word| word.trim_matches('\''));
+            let words = command.split('\'').enumerate().flat_map(|(at, piece)| match at % 2 {
+                0 => piece.split_whitespace().collect(),
+                _ => vec![piece], // in quotes
+            });
             assert!(Cli::try_parse_from(words).is_ok(), "{}", entry.example);
         }
     }

@@ -17,6 +17,7 @@ const DEFAULT_PORT: u16 = 8081;
 /// Whom to ask, and how.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Connection")]
+#[allow(clippy::doc_markdown)] // read in a terminal too
 pub struct Connect {
     /// Nodes to ask, separated by commas: the next one is tried when one cannot be reached
     /// [env: KVSTORE_CONNECT] [default: 127.0.0.1:8081]
@@ -35,6 +36,7 @@ pub struct Connect {
 
 /// What is shown to nodes that ask for a token.
 #[derive(Debug, Clone, Default, Args)]
+#[allow(clippy::doc_markdown)] // read in a terminal too
 pub struct Token {
     /// Bearer token to show; everyone who lists processes sees it, so --token-file is better [env: KVSTORE_TOKEN]
     #[arg(long, value_name = "TOKEN")]
@@ -172,6 +174,7 @@ pub fn key(text: &OsString) -> Result<&[u8], Error> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // the files are real
 mod tests {
     use super::*;
 

@@ -1,6 +1,7 @@
 //! put: gives a key a value.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Read as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -105,7 +106,7 @@ pub fn standing(answer: &Answer) -> String {
     }
     let mut text = format!(" (on {durable} of {total} replica{}", if total == 1 { "" } else { "s" });
     for (name, count) in acks.iter().filter(|(name, count)| *name != "durable" && *count > 0) {
-        text.push_str(&format!(", {count} {name}"));
+        let _ = write!(text, ", {count} {name}"); // writing to memory does not fail
     }
     if answer.number("x-kv-overtaken").is_some() {
         text.push_str("; a newer write was there already, and wins");

@@ -102,6 +102,7 @@ impl StoppedNode {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // the files are real
 mod tests {
     use super::*;
     use crate::types::{Key, Value};

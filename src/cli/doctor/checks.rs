@@ -44,7 +44,7 @@ pub struct Finding {
     /// About which node; `None`: about the ring.
     pub node: Option<String>,
     /// What was found.
-    pub finding: String,
+    pub found: String,
     /// What to do.
     pub advice: Option<String>,
 }
@@ -81,7 +81,7 @@ fn finding(
     advice: &str,
 ) -> Finding {
     let advice = (!advice.is_empty()).then(|| advice.to_owned());
-    Finding { severity, check, node: node.map(str::to_owned), finding: text, advice }
+    Finding { severity, check, node: node.map(str::to_owned), found: text, advice }
 }
 
 /// Every finding, node by node, then the ring's.
@@ -399,7 +399,7 @@ fn hints(evidence: &Evidence) -> Vec<Finding> {
         }
         let bytes: u64 = views.iter().map(|(_, (_, bytes, _))| bytes).sum();
         let is_down = views.iter().any(|(_, (.., state))| *state == "down");
-        let text = format!("{} ({}) wait for it", counted(total, "hint"), size(bytes));
+        let text = format!("{} ({}) waiting for it", counted(total, "hint"), size(bytes));
         let advice = if is_down {
             "start it before HINTS_MAX_AGE is over: they are delivered then"
         } else {
@@ -540,7 +540,7 @@ mod tests {
         let of_c = |severity, check| (severity, check, Some("c:1".to_owned()));
         assert_eq!(amiss(&evidence), [of_c(Severity::Problem, "peers"), of_c(Severity::Warning, "hints")]);
         let hints = judge(&evidence).into_iter().find(|finding| finding.check == "hints").unwrap();
-        assert!(hints.finding.starts_with("14 hints"), "{}", hints.finding);
+        assert!(hints.found.starts_with("14 hints"), "{}", hints.found);
     }
 
     #[test]
@@ -553,7 +553,8 @@ mod tests {
 
     #[test]
     fn settings_that_differ_are_found() {
-        let differing: [(&dyn Fn(&mut Node), Severity); 4] = [
+        type Change<'a> = &'a dyn Fn(&mut Node);
+        let differing: [(Change<'_>, Severity); 4] = [
             (&|node| node.cluster.as_mut().unwrap().write_quorum = 1, Severity::Problem),
             (&|node| node.cluster.as_mut().unwrap().ranges = 128, Severity::Problem),
             (&|node| node.ring.as_mut().unwrap().members[0].weight = 11, Severity::Problem),

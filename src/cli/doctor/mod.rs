@@ -108,7 +108,7 @@ fn print(findings: &[Finding], out: &mut Out) -> Result<(), Error> {
         let mark = out.paint(style, word).into_owned();
         let (check, node) = (finding.check, finding.node.as_deref().unwrap_or("ring"));
         let space = " ".repeat(8 - word.len());
-        out.line(&format!("{mark}{space} {check:<checks$}  {node:<nodes$}  {}", finding.finding))?;
+        out.line(&format!("{mark}{space} {check:<checks$}  {node:<nodes$}  {}", finding.found))?;
         if let Some(advice) = &finding.advice {
             out.line(&format!("{:width$}{advice}", "", width = 9 + checks + 2 + nodes + 2 + 2))?;
         }

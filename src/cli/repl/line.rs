@@ -235,8 +235,8 @@ pub fn unfinished(typed: &str) -> Option<(usize, Vec<u8>)> {
             Ok(Some((_, after))) => at = bytes.len() - after.len(),
             Err(_) => {
                 let closing: &[u8] = if rest.starts_with(b"'") { b"'" } else { b"\"" };
-                let (word, _) =
-                    next_word(&[rest, closing].concat()).ok().flatten().map(|(word, _)| (word, ()))?;
+                let closed = [rest, closing].concat();
+                let (word, _) = next_word(&closed).ok().flatten()?;
                 return Some((at, word));
             }
         }

@@ -32,7 +32,7 @@ use store::Store;
 /// Keys that `list` and `scan` show on a terminal when nobody says how many.
 const SHOWN_MAX: u64 = 100;
 
-/// Opens a session with a node, or with the directory of one that does not run
+/// Opens a session with a node, or on a stopped node's directory
 ///
 /// Commands: set get delete list scan explain stats compact help quit. On a terminal with history and completion of
 /// commands and keys; otherwise lines are read from standard input, and the exit code is that of the first that failed.
@@ -57,17 +57,14 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn session(args: &Args) -> Result<(), Error> {
     let runtime = Rc::new(client::runtime()?);
-    let (store, name) = match &args.dir {
-        Some(dir) => {
-            let _context = runtime.enter();
-            (Store::open(dir)?, dir.display().to_string())
-        }
-        None => {
-            let mut client = Client::new(&args.connect)?;
-            runtime.block_on(async { client.get("/livez").await?.good().await.map(drop) })?;
-            let name = client.target().to_owned();
-            (Store::Node(client), name)
-        }
+    let (store, name) = if let Some(dir) = &args.dir {
+        let _context = runtime.enter();
+        (Store::open(dir)?, dir.display().to_string())
+    } else {
+        let mut client = Client::new(&args.connect)?;
+        runtime.block_on(async { client.get("/livez").await?.good().await.map(drop) })?;
+        let name = client.target().to_owned();
+        (Store::Node(client), name)
     };
     let mut session =
         Session { store: Rc::new(RefCell::new(store)), runtime, out: Out::stdout(), json: args.connect.json };

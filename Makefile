@@ -1,6 +1,6 @@
 # The usual commands by their usual names. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help build run ring test bench fmt lint docker completions man
+.PHONY: help build run ring test bench fmt lint deny docker completions man
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ lint: ## Format, clippy and documentation, warnings refused
 	cargo fmt --check
 	cargo clippy --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features
+
+deny: ## Known holes, licences and sources of all crates (needs cargo-deny)
+	cargo deny check
 
 docker: ## The image kvstore:latest, from a binary built here (`docker build .` compiles inside)
 	cargo build --release --bin kvstore

@@ -18,7 +18,7 @@ use super::recovery::{self, Recovered};
 use super::sync_times::SyncCounter;
 use super::version::{Opened, VersionSet};
 use super::wal;
-use super::{Completion, EngineStats, Error, Options, Recovery, WriteBatch, Written};
+use super::{Checkpoint, Completion, EngineStats, Error, Options, Recovery, WriteBatch, Written};
 use crate::env::{Env, Lane, Mistake, VfsLock};
 use crate::types::{Key, KeyRange, Record, Timestamp, Value};
 
@@ -213,16 +213,18 @@ impl Engine {
         }
         // After the memtables: one that was flushed in between is met twice rather than not at all.
         inputs.extend(self.shared.versions.current().iterators(range));
-        let visible = VisibleIterator::new(MergingIterator::new(inputs), range.clone());
-        EngineScan { state: ScanState::Unsought(visible) }
+        EngineScan::over(inputs, range)
     }
 
     /// Seals the memtable and waits until all of it is in tables. Blocks.
     pub fn flush(&self) -> Result<(), Error> {
-        wait_for(|done| {
-            self.shared.queue.push_seal(done);
-            self.kick();
-        })
+        wait_for(|done| self.start_flush(done))
+    }
+
+    /// Seals the memtable; `done` is called once all of it is in tables. Does not block.
+    pub fn start_flush(&self, done: Box<dyn FnOnce(Result<(), Error>) + Send>) {
+        self.shared.queue.push_seal(done);
+        self.kick();
     }
 
     /// Flushes, compacts until no key lies in two levels, and waits. Blocks.
@@ -234,9 +236,16 @@ impl Engine {
     /// Makes a consistent copy in a new directory on the same file system, by hard links. Blocks.
     ///
     /// It holds everything acknowledged before the call, and opens as an engine of its own.
-    pub fn checkpoint(&self, dir: &Path) -> Result<(), Error> {
+    pub fn checkpoint(&self, dir: &Path) -> Result<Checkpoint, Error> {
         self.check_open()?;
         self.flush()?;
+        self.link_tables(dir)
+    }
+
+    /// The second half of [`Engine::checkpoint`], for who has flushed already: what memory holds is left out. Blocks
+    /// for a few links and a sync.
+    pub fn link_tables(&self, dir: &Path) -> Result<Checkpoint, Error> {
+        self.check_open()?;
         self.shared.versions.checkpoint_into(dir)
     }
 
@@ -436,6 +445,12 @@ impl fmt::Debug for EngineScan {
 }
 
 impl EngineScan {
+    /// The newest record of each key of `range` in all of `inputs`.
+    pub(super) fn over(inputs: Vec<Box<dyn InternalIterator>>, range: &KeyRange) -> Self {
+        let visible = VisibleIterator::new(MergingIterator::new(inputs), range.clone());
+        Self { state: ScanState::Unsought(visible) }
+    }
+
     /// Moves to the next entry and copies it out.
     fn step(
         entries: &mut VisibleIterator<MergingIterator<'static>>,

@@ -35,6 +35,9 @@
 //! The order of records is that of their timestamps, given by whoever writes; there is no second clock and no sequence
 //! number. So a write needs no read before it, and a late, older record lands in its right place.
 //!
+//! A directory that no engine has open can be read without a byte being changed (`read_only`), checked down to the last
+//! checksum (`verify`), and looked at file by file (`files`).
+//!
 //! Where to read on: `db` (the handle), `commit` (the write path), `recovery`, `background` (flush and compaction),
 //! `wal`, `skiplist`; then `sst`, `version`, `compact`. Source of the shape: google/leveldb `doc/impl.md`.
 
@@ -44,22 +47,27 @@ mod commit;
 mod commit_queue;
 pub mod compact;
 pub mod db;
+pub mod duplicate;
 mod error;
+pub mod files;
 pub mod internal_key;
 pub mod iter;
 mod memtable;
 mod options;
+pub mod read_only;
 mod recovery;
 mod skiplist;
 pub mod sst;
 mod sync_times;
+pub mod verify;
 pub mod version;
 mod wal;
 mod write_batch;
 
-pub use db::Engine;
+pub use db::{Engine, EngineScan};
 pub use error::Error;
 pub use options::{Durability, Options, TombstonePolicy};
+pub use read_only::ReadOnlyEngine;
 pub use sync_times::SyncTimes;
 pub use write_batch::WriteBatch;
 
@@ -72,6 +80,19 @@ pub struct Written {
     pub overtaken: u32,
     /// The newest timestamp that overtook one.
     pub newest: Option<Timestamp>,
+}
+
+/// What a checkpoint holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Checkpoint {
+    /// Tables.
+    pub tables: usize,
+    /// Their bytes. They are links: they take space of their own only once the engine has replaced them.
+    pub bytes: u64,
+    /// Records in them, tombstones and older ones of a key too.
+    pub records: u64,
+    /// Tombstones among those.
+    pub tombstones: u64,
 }
 
 /// Called once with the outcome of a write, from whichever thread carried it out; must not block.

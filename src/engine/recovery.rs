@@ -68,7 +68,7 @@ pub fn recover(
     Ok(recovered)
 }
 
-fn list_logs(env: &Env, dir: &Path) -> Result<Vec<u64>, Error> {
+pub(super) fn list_logs(env: &Env, dir: &Path) -> Result<Vec<u64>, Error> {
     let names = env.fs.list(dir).map_err(|e| Error::io("list", dir, e))?;
     let mut logs: Vec<u64> = names.iter().filter_map(|name| wal::parse_file_name(name)).collect();
     logs.sort_unstable();
@@ -76,15 +76,15 @@ fn list_logs(env: &Env, dir: &Path) -> Result<Vec<u64>, Error> {
 }
 
 /// One log that is not in tables yet.
-struct Log {
-    number: u64,
-    content: LogContent,
+pub(super) struct Log {
+    pub number: u64,
+    pub content: LogContent,
     /// The number of a log that must have been before this one and is not there.
     missing: Option<u64>,
 }
 
 /// Reads logs, the last one first: each says where the one before it ended.
-fn read_logs(
+pub(super) fn read_logs(
     env: &Env,
     dir: &Path,
     numbers: impl DoubleEndedIterator<Item = u64>,
@@ -151,7 +151,7 @@ impl Recovered {
 
 impl Log {
     /// What of it, and before it, was synced once and is gone.
-    fn damage(&self, dir: &Path, path: &Path) -> Vec<Error> {
+    pub fn damage(&self, dir: &Path, path: &Path) -> Vec<Error> {
         let mut damage = Vec::new();
         if let Some(missing) = self.missing {
             let gone = dir.join(wal::file_name(missing));

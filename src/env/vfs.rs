@@ -29,6 +29,8 @@ pub trait Vfs: Send + Sync + fmt::Debug {
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a name; the bytes go with the last name and the last handle.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory that is empty.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes a directory and those above it; it is no error if they exist. Their entries are synced by `sync_dir`
     /// of the parent, as for files.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
@@ -86,6 +88,18 @@ pub fn replace_file(fs: &dyn Vfs, path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync()?;
     fs.rename(&temporary, path)?;
     fs.sync_dir(dir)
+}
+
+/// Removes a directory and all that is in it. Not durable before a `sync_dir` of the one above.
+pub fn remove_tree(fs: &dyn Vfs, dir: &Path) -> io::Result<()> {
+    for name in fs.list(dir)? {
+        let path = dir.join(name);
+        match fs.list(&path) {
+            Ok(_) => remove_tree(fs, &path)?,
+            Err(_) => fs.remove(&path)?,
+        }
+    }
+    fs.remove_dir(dir)
 }
 
 /// Reads a small file whole.

@@ -28,6 +28,7 @@ pub enum Op {
     Rename,
     HardLink,
     Remove,
+    RemoveDir,
     CreateDirAll,
     List,
     Exists,
@@ -250,6 +251,11 @@ impl Vfs for FaultVfs {
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.before(Op::Remove, path)?;
         self.inner.remove(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.before(Op::RemoveDir, path)?;
+        self.inner.remove_dir(path)
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {

@@ -555,6 +555,17 @@ impl Vfs for MemVfs {
         Ok(())
     }
 
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let ino = state.find(path)?;
+        if !state.dir(ino)?.live.is_empty() {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        let (dir, name) = state.find_parent(path)?;
+        state.change(vec![(dir, name, None)]);
+        Ok(())
+    }
+
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
         let mut at = ROOT;

@@ -87,9 +87,21 @@ struct State {
 
 /// What one slot says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Slot {
-    sequence: u64,
-    mark: Timestamp,
+pub struct Slot {
+    /// Counts the marks written.
+    pub sequence: u64,
+    /// The mark.
+    pub mark: Timestamp,
+}
+
+/// Reads both slots of a clock file, `None` for one that is not whole, and changes nothing.
+pub fn slots(env: &Env, path: &Path) -> io::Result<[Option<Slot>; 2]> {
+    read_slots(&*env.fs.open(path)?)
+}
+
+/// Whether bytes begin as a clock file does, in one slot or the other.
+pub fn is_clock(bytes: &[u8]) -> bool {
+    [0, SLOT_LEN as usize].iter().any(|at| bytes.get(*at..).is_some_and(|slot| slot.starts_with(MAGIC)))
 }
 
 impl Slot {
@@ -287,21 +299,20 @@ fn create(fs: &dyn Vfs, path: &Path, mark: Timestamp) -> io::Result<(Arc<dyn Vfs
 fn read(fs: &dyn Vfs, path: &Path) -> Result<(Arc<dyn VfsFile>, Slot), OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
     let file = fs.open_write(path).map_err(io)?;
-    let mut found: Option<Slot> = None;
-    for offset in [0, SLOT_LEN] {
+    let newest = read_slots(&*file).map_err(io)?.into_iter().flatten().max_by_key(|slot| slot.sequence);
+    let slot = newest.ok_or_else(|| OpenError::Damaged { path: path.to_owned() })?;
+    Ok((file, slot))
+}
+
+fn read_slots(file: &dyn VfsFile) -> io::Result<[Option<Slot>; 2]> {
+    let mut slots = [None; 2];
+    for (slot, offset) in slots.iter_mut().zip([0, SLOT_LEN]) {
         let mut bytes = [0; SLOT_USED];
-        if file.read_at(&mut bytes, offset).map_err(io)? < SLOT_USED {
-            continue;
-        }
-        if let Some(slot) = Slot::decode(&bytes)
-            && slot.offset() == offset
-            && found.is_none_or(|other| slot.sequence > other.sequence)
-        {
-            found = Some(slot);
+        if file.read_at(&mut bytes, offset)? == SLOT_USED {
+            *slot = Slot::decode(&bytes).filter(|slot| slot.offset() == offset);
         }
     }
-    let slot = found.ok_or_else(|| OpenError::Damaged { path: path.to_owned() })?;
-    Ok((file, slot))
+    Ok(slots)
 }
 
 #[cfg(test)]

@@ -200,7 +200,12 @@ impl Drop for SstReader {
     }
 }
 
-fn read_exact(file: &dyn VfsFile, path: &Path, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+pub(in crate::engine) fn read_exact(
+    file: &dyn VfsFile,
+    path: &Path,
+    buf: &mut [u8],
+    offset: u64,
+) -> Result<(), Error> {
     file.read_exact_at(buf, offset).map_err(|error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => Error::corruption(path, offset, "the file ends too early"),
         _ => Error::io("read", path, error),
@@ -208,7 +213,12 @@ fn read_exact(file: &dyn VfsFile, path: &Path, buf: &mut [u8], offset: u64) -> R
 }
 
 /// Reads a block that a checked footer or index named: its length is one that was written.
-fn read_block(file: &dyn VfsFile, path: &Path, number: u64, handle: BlockHandle) -> Result<Bytes, Error> {
+pub(in crate::engine) fn read_block(
+    file: &dyn VfsFile,
+    path: &Path,
+    number: u64,
+    handle: BlockHandle,
+) -> Result<Bytes, Error> {
     let mut bytes = vec![0; handle.len as usize];
     read_exact(file, path, &mut bytes, handle.offset)?;
     unseal_block(bytes, number, handle.offset)
@@ -217,7 +227,7 @@ fn read_block(file: &dyn VfsFile, path: &Path, number: u64, handle: BlockHandle)
 
 /// The sparse index: for each block a key that is not below its last and below the next block's first.
 #[derive(Debug)]
-struct Index {
+pub(in crate::engine) struct Index {
     /// As sealed in the file; keys are read where they lie.
     raw: Bytes,
     blocks: Vec<IndexEntry>,
@@ -232,7 +242,7 @@ struct IndexEntry {
 
 impl Index {
     /// Checks that the blocks follow each other from 0 to `data_end` and their keys rise.
-    fn decode(raw: Bytes, data_end: u64) -> Result<Self, DecodeError> {
+    pub fn decode(raw: Bytes, data_end: u64) -> Result<Self, DecodeError> {
         let mut blocks: Vec<IndexEntry> = Vec::new();
         let mut reader = Reader::new(&raw);
         let (mut end, mut last_key) = (0, &[][..]);
@@ -262,6 +272,16 @@ impl Index {
     /// The first block that may hold `user_key` or what follows it.
     fn seek(&self, user_key: &[u8]) -> usize {
         self.blocks.partition_point(|entry| self.key(entry) < user_key)
+    }
+
+    /// Where a block lies, and the key that no key of it is above.
+    pub fn block(&self, block: usize) -> Option<(BlockHandle, &[u8])> {
+        self.blocks.get(block).map(|entry| (entry.handle, self.key(entry)))
+    }
+
+    /// How many blocks there are.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
     }
 
     fn handle(&self, block: usize) -> Option<BlockHandle> {

@@ -134,24 +134,66 @@ pub fn read(fs: &dyn Vfs, dir: &Path, number: u64) -> Result<Vec<VersionEdit>, E
         io::ErrorKind::NotFound => damaged(0, "the manifest is missing"),
         _ => Error::io("read", &path, error),
     })?;
-    check_header(&bytes, number).map_err(|detail| damaged(0, detail))?;
-    let mut edits = Vec::new();
-    let mut offset = HEADER_LEN;
-    while offset < bytes.len() {
-        let Some(body) = frame_at(&bytes, number, offset) else {
-            if (offset + 1..bytes.len()).any(|later| frame_at(&bytes, number, later).is_some()) {
-                return Err(damaged(offset, "a frame is damaged: a later one is whole"));
+    let file = ManifestFile::parse(&bytes, Some(number));
+    match file.damage {
+        Some((offset, detail)) => Err(Error::corruption(&path, offset, detail)),
+        None => Ok(file.edits.into_iter().map(|(_, edit)| edit).collect()),
+    }
+}
+
+/// A manifest taken apart, as far as it is whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ManifestFile {
+    /// Which manifest it says it is.
+    pub number: u64,
+    /// Its edits, each with the offset of its frame; the first is its snapshot.
+    pub edits: Vec<(u64, VersionEdit)>,
+    /// Where the tail begins that a crash cut short, if one did.
+    pub torn_at: Option<u64>,
+    /// Where damage begins, and what it is. Nothing behind it is read.
+    pub damage: Option<(u64, String)>,
+}
+
+impl ManifestFile {
+    /// Whether bytes begin as a manifest does.
+    pub fn is_one(head: &[u8]) -> bool {
+        head.starts_with(&MAGIC.to_le_bytes())
+    }
+
+    /// Takes a manifest apart, which is to be this one if a number is given. Pure.
+    pub fn parse(bytes: &[u8], number: Option<u64>) -> Self {
+        let own = bytes.get(12..20).map_or(0, |at| u64::from_le_bytes(at.try_into().expect("eight bytes")));
+        let number = number.unwrap_or(own);
+        let mut file = Self { number, ..Self::default() };
+        if let Err(detail) = check_header(bytes, number) {
+            file.damage = Some((0, detail.to_owned()));
+            return file;
+        }
+        let mut offset = HEADER_LEN;
+        while offset < bytes.len() {
+            let Some(body) = frame_at(bytes, number, offset) else {
+                if (offset + 1..bytes.len()).any(|later| frame_at(bytes, number, later).is_some()) {
+                    let detail = "a frame is damaged: a later one is whole".to_owned();
+                    file.damage = Some((offset as u64, detail));
+                } else {
+                    file.torn_at = Some(offset as u64);
+                }
+                break;
+            };
+            match VersionEdit::decode(body) {
+                Ok(edit) => file.edits.push((offset as u64, edit)),
+                Err(error) => {
+                    file.damage = Some((offset as u64, error.to_string()));
+                    break;
+                }
             }
-            break;
-        };
-        let edit = VersionEdit::decode(body).map_err(|error| damaged(offset, &error.to_string()))?;
-        edits.push(edit);
-        offset += FRAME_HEAD_LEN + body.len();
+            offset += FRAME_HEAD_LEN + body.len();
+        }
+        if file.edits.is_empty() && file.damage.is_none() {
+            file.damage = Some((HEADER_LEN as u64, "the first frame is damaged".to_owned()));
+        }
+        file
     }
-    if edits.is_empty() {
-        return Err(damaged(HEADER_LEN, "the first frame is damaged"));
-    }
-    Ok(edits)
 }
 
 fn check_header(bytes: &[u8], number: u64) -> Result<(), &'static str> {

@@ -26,7 +26,7 @@ use crate::engine::compact::picker::{self, CompactionPicker, Limits, Plan};
 use crate::engine::compact::run::{Compactor, build_settings, merge_inputs};
 use crate::engine::iter::{EntryRef, InternalIterator};
 use crate::engine::sst::{BlockCache, SstMeta, SstReader, table_path};
-use crate::engine::{EngineStats, Error, Options, TombstonePolicy};
+use crate::engine::{Checkpoint, EngineStats, Error, Options, TombstonePolicy};
 use crate::env::Env;
 use crate::types::Timestamp;
 
@@ -103,15 +103,15 @@ struct Installing {
 
 /// What a manifest adds up to.
 #[derive(Debug, Default)]
-struct Replayed {
-    log_number: u64,
-    next_file_number: u64,
+pub(in crate::engine) struct Replayed {
+    pub log_number: u64,
+    pub next_file_number: u64,
     pointers: [Bytes; LEVELS],
-    tables: BTreeMap<(Level, u64), SstMeta>,
+    pub tables: BTreeMap<(Level, u64), SstMeta>,
 }
 
 impl Replayed {
-    fn of(edits: Vec<VersionEdit>) -> Self {
+    pub fn of(edits: Vec<VersionEdit>) -> Self {
         let mut replayed = Self::default();
         for edit in edits {
             replayed.log_number = edit.log_number.unwrap_or(replayed.log_number);
@@ -382,7 +382,7 @@ impl VersionSet {
     }
 
     /// Hard-links all tables into `dir`, which must be empty or not exist, and writes a manifest there. Durable.
-    pub fn checkpoint_into(&self, dir: &Path) -> Result<(), Error> {
+    pub fn checkpoint_into(&self, dir: &Path) -> Result<Checkpoint, Error> {
         let fs = &*self.env.fs;
         fs.create_dir_all(dir).map_err(|error| Error::io("create", dir, error))?;
         if !fs.list(dir).map_err(|error| Error::io("list", dir, error))?.is_empty() {
@@ -402,7 +402,33 @@ impl VersionSet {
         }
         ManifestWriter::create(&self.env, dir, number, &snapshot)?;
         manifest::set_current(&self.env, dir, number)?;
-        dir.parent().map_or(Ok(()), |parent| sync_dir(&self.env, parent))
+        dir.parent().map_or(Ok(()), |parent| sync_dir(&self.env, parent))?;
+        let metas = || version.tables().map(|(_, table)| table.meta());
+        Ok(Checkpoint {
+            tables: metas().count(),
+            bytes: metas().map(|meta| meta.size).sum(),
+            records: metas().map(|meta| meta.entries).sum(),
+            tombstones: metas().map(|meta| meta.tombstones).sum(),
+        })
+    }
+
+    /// Opens the tables that the manifest in `dir` names, and changes nothing there.
+    ///
+    /// # Errors
+    /// As [`VersionSet::open`]; `Corruption` too if there is no manifest.
+    pub fn look(env: &Env, dir: &Path, options: &Options) -> Result<(Version, Opened), Error> {
+        let names = env.fs.list(dir).map_err(|error| Error::io("list", dir, error))?;
+        let mut opened = Opened::default();
+        let replayed = read_manifest(env, dir, &names, options, &mut opened)?;
+        if opened.created {
+            return Err(Error::corruption(dir.join("CURRENT"), 0, "it is missing: there is no engine here"));
+        }
+        let cache = Arc::new(BlockCache::new(options.block_cache_size, &env.rng));
+        let version = open_tables(env, dir, options, &cache, &replayed, &mut opened)?;
+        opened.log_number = replayed.log_number;
+        opened.tables = version.tables().count();
+        opened.newest = version.tables().map(|(_, table)| table.meta().newest).max().unwrap_or_default();
+        Ok((version, opened))
     }
 
     /// Fills in what tables, cache and compactions know.
@@ -553,7 +579,7 @@ fn remove_leftovers(env: &Env, dir: &Path, names: &[String], manifest: u64, vers
 }
 
 /// The number of a table's file name, if it is one.
-fn table_number(name: &str) -> Option<u64> {
+pub(in crate::engine) fn table_number(name: &str) -> Option<u64> {
     name.strip_suffix(".sst")?.parse().ok()
 }
 

@@ -265,3 +265,65 @@ fn faults_say_what_a_program_can_do() {
     assert_eq!((&failed["key"], &failed["outcome"]), (&"b".into(), &"not_sent".into()), "{failed}");
     assert_eq!((&failed["code"], &failed["retryable"]), (&"too_few_replicas".into(), &true.into()));
 }
+
+#[test]
+fn many_items_of_any_bytes_and_types_are_written_at_once() {
+    let server = Server::start();
+    let items = json!({"items": [
+        {"key": "text", "value": "ä", "content_type": "text/plain", "timestamp": 7},
+        {"key_base64": STANDARD.encode(b"\xff\0"), "value_base64": STANDARD.encode(b"\x89PNG"), "content_type": "image/png"},
+        {"key": "twice", "value": "1"},
+        {"key": "twice", "value": "2", "content_type": "application/octet-stream"},
+    ]});
+    let written = server.post("/v1/kv:put", items.to_string());
+    assert_eq!((written.code, written.json()), (200, json!({"written": 4})));
+    assert!(written.header("x-kv-acks").is_some());
+    let binary = server.get("/v1/kv/%ff%00");
+    assert_eq!((&binary.body[..], binary.header("content-type")), (&b"\x89PNG"[..], Some("image/png")));
+    assert_eq!(server.get("/v1/kv/text").header("content-type"), Some("text/plain"));
+    assert_eq!(server.get("/get?key=twice").text(), "2");
+    assert_eq!(server.get("/get?key=twice").header("content-type"), Some("application/octet-stream"));
+    let base64 = json!({"items": [{"key": STANDARD.encode("b"), "value": STANDARD.encode("c")}]});
+    assert_eq!(server.post("/v1/kv:put?encoding=base64", base64.to_string()).code, 200);
+    assert_eq!(server.get("/get?key=b").text(), "c");
+    assert_eq!(server.post("/v1/kv:put", r#"{"items":[]}"#).json(), json!({"written": 0}));
+
+    let bad = [
+        (r#"{"items":[{"key":"a","value":"b"},{"key":"a"}]}"#, 400, "items[1]: missing field `value`"),
+        (r#"{"items":[{"value":"b"}]}"#, 400, "items[0]: missing field `key`"),
+        (
+            r#"{"items":[{"key":"a","key_base64":"YQ==","value":""}]}"#,
+            400,
+            "items[0]: both `key` and `key_base64`",
+        ),
+        (r#"{"items":[{"key":"","value":""}]}"#, 400, "items[0]: key is empty"),
+        (r#"{"items":[{"key":"a","value_base64":"?"}]}"#, 400, "items[0]: bad base64"),
+        (
+            r#"{"items":[{"key":"a","value":"","content_type":"\n"}]}"#,
+            400,
+            "items[0]: content_type must have",
+        ),
+    ];
+    for (body, code, detail) in bad {
+        let refused = server.post("/v1/kv:put", body);
+        assert_eq!(refused.code, code, "{body}");
+        let said = refused.json();
+        assert!(said["detail"].as_str().unwrap().starts_with(detail), "{said}");
+    }
+    assert_eq!(server.get("/get?key=a").code, 404, "nothing of a bad request is written");
+}
+
+#[test]
+fn a_list_says_when_its_values_were_written_if_asked() {
+    let server = Server::start();
+    let written = server.put("k", "v");
+    let timestamp: u64 = written.header("x-kv-timestamp").unwrap().parse().unwrap();
+    assert!(server.get("/v1/kv").json()["items"][0].get("timestamp").is_none());
+    for query in ["timestamps=true", "timestamps=true&reverse=true", "timestamps=1&keys_only=true"] {
+        assert_eq!(
+            server.get(&format!("/v1/kv?{query}")).json()["items"][0]["timestamp"],
+            timestamp,
+            "{query}"
+        );
+    }
+}

@@ -31,6 +31,8 @@ pub enum Access {
     Write,
     /// Tokens that may do everything.
     Admin,
+    /// The same, to change something.
+    AdminWrite,
 }
 
 /// Says whether a request may come in.
@@ -43,13 +45,16 @@ pub fn check(tokens: &Tokens, access: Access, headers: &HeaderMap) -> Result<(),
         _ if tokens.is_empty() => return Ok(()),
         Access::Read => Scope::Read,
         Access::Write => Scope::Write,
-        Access::Admin => Scope::Admin,
+        Access::Admin | Access::AdminWrite => Scope::Admin,
     };
     let shown = shown(headers).ok_or(Fault::Unauthorized("a bearer token is needed"))?;
     match tokens.scope_of(shown.token()) {
         None => Err(Fault::Unauthorized("the bearer token is not known here")),
         Some(scope) if scope < needed => Err(Fault::Forbidden("the token may not do this".to_owned())),
-        Some(_) if access == Access::Write && matches!(shown, Shown::Password(_)) => {
+        Some(_)
+            if matches!(access, Access::Write | Access::AdminWrite)
+                && matches!(shown, Shown::Password(_)) =>
+        {
             Err(Fault::Forbidden("a password may not write; show a bearer token".to_owned()))
         }
         Some(_) => Ok(()),
@@ -125,6 +130,9 @@ mod tests {
         // "me:cccccccc", "me:aaaaaaaa", "me:dddddddd", "cccccccc"
         assert_eq!(asked(&["Basic bWU6Y2NjY2NjY2M="], Access::Admin), 200);
         assert_eq!(asked(&["Basic bWU6Y2NjY2NjY2M="], Access::Write), 403);
+        assert_eq!(asked(&["Basic bWU6Y2NjY2NjY2M="], Access::AdminWrite), 403);
+        assert_eq!(asked(&["Bearer cccccccc"], Access::AdminWrite), 200);
+        assert_eq!(asked(&["Bearer bbbbbbbb"], Access::AdminWrite), 403);
         assert_eq!(asked(&["Basic bWU6YWFhYWFhYWE="], Access::Read), 200);
         assert_eq!(asked(&["Basic bWU6YWFhYWFhYWE="], Access::Admin), 403);
         assert_eq!(asked(&["Basic bWU6ZGRkZGRkZGQ="], Access::Read), 401);

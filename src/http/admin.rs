@@ -25,7 +25,10 @@ use super::router::Route;
 use super::status::Fault;
 use crate::cluster::{RangeId, Ring, Token};
 use crate::replication::hot_keys::{KEYS_MAX, SAMPLED};
-use crate::replication::{Check, Coordinator, EngineStats, HotKey, NodeState, NodeStatus, ReplicaState};
+use crate::replication::{
+    Check, CheckpointInfo, CheckpointName, Coordinator, EngineStats, HotKey, NodeState, NodeStatus,
+    ReplicaState,
+};
 use crate::types::{Key, NodeId};
 
 #[derive(Serialize)]
@@ -554,6 +557,44 @@ pub fn hot_keys(door: &Door, request: &Request<Incoming>) -> Result<Response<Bod
     let keys = hottest.keys.iter().map(|hot| HotKeyView::of(hot, hottest.looked_at)).collect();
     let body = HotKeysView { sampled: SAMPLED, looked_at: hottest.looked_at, keys };
     Ok(answer::json(StatusCode::OK, &body))
+}
+
+#[derive(Serialize)]
+struct CheckpointsView {
+    checkpoints: Vec<CheckpointInfo>,
+}
+
+/// `GET /checkpoint`: the copies of this node's directory, by name.
+pub async fn checkpoints(door: &Door) -> Result<Response<Body>, Fault> {
+    let checkpoints = door.api.coordinator()?.checkpoints().await?;
+    Ok(answer::json(StatusCode::OK, &CheckpointsView { checkpoints }))
+}
+
+/// `POST /checkpoint?name=`: copies this node's directory while it serves, and says where the copy lies.
+pub async fn make_checkpoint(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
+    let coordinator = door.api.coordinator()?;
+    let info = coordinator.checkpoint(checkpoint_name(request)?).await?;
+    Ok(answer::json(StatusCode::CREATED, &info))
+}
+
+/// `DELETE /checkpoint?name=`.
+pub async fn remove_checkpoint(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
+    let coordinator = door.api.coordinator()?;
+    coordinator.remove_checkpoint(checkpoint_name(request)?).await?;
+    Ok(answer::no_content())
+}
+
+/// The name that a query gives: never a path.
+fn checkpoint_name(request: &Request<Incoming>) -> Result<CheckpointName, Fault> {
+    let query = Query::parse(request.uri().query())?;
+    let name =
+        query.bytes("name").and_then(|name| std::str::from_utf8(name).ok()).and_then(CheckpointName::new);
+    name.ok_or_else(|| {
+        let max = CheckpointName::MAX_LEN;
+        Fault::BadRequest(format!(
+            "\"name\" must have 1 to {max} letters, digits, `.`, `_` and `-`, and no dot in front"
+        ))
+    })
 }
 
 /// `GET /explain?key=`: what each replica holds of a key, and who wins.

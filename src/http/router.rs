@@ -124,6 +124,7 @@ routes! {
 
     OwnList "v1_list": ["GET", "HEAD"], Is("/v1/kv"), Own, Scan, Read;
     OwnGetMany "v1_get_many": ["POST"], Is("/v1/kv:get"), Own, Read, Read;
+    OwnPutMany "v1_put_many": ["POST"], Is("/v1/kv:put"), Own, Batch, Write;
     OwnDeleteMany "v1_delete_many": ["POST"], Is("/v1/kv:delete"), Own, Delete, Write;
     OwnPut "v1_put": ["PUT"], Under("/v1/kv/"), Own, Write, Write;
     OwnGet "v1_get": ["GET", "HEAD"], Under("/v1/kv/"), Own, Read, Read;
@@ -139,6 +140,9 @@ routes! {
     ClusterStatus "cluster_status": ["GET", "HEAD"], Is("/cluster/status"), Plain, Other, Admin;
     Ring "ring": ["GET", "HEAD"], Is("/ring"), Plain, Other, Admin;
     HotKeys "hot_keys": ["GET", "HEAD"], Is("/debug/hotkeys"), Plain, Other, Admin;
+    CheckpointList "checkpoint_list": ["GET", "HEAD"], Is("/checkpoint"), Plain, Other, Admin;
+    CheckpointMake "checkpoint_make": ["POST"], Is("/checkpoint"), Plain, Other, AdminWrite;
+    CheckpointRemove "checkpoint_remove": ["DELETE"], Is("/checkpoint"), Plain, Other, AdminWrite;
     Rpc "rpc": ["GET"], Is("/internal/rpc"), Plain, Other, Peers;
     Unknown "unknown": [], Other, Plain, Other, Open;
 }
@@ -281,6 +285,7 @@ async fn dispatch(
         Route::OwnDelete => own::delete(door, &request).await,
         Route::OwnList => Box::pin(own::list(door, &request)).await,
         Route::OwnGetMany => Box::pin(own::get_many(door, request)).await,
+        Route::OwnPutMany => Box::pin(own::put_many(door, request)).await,
         Route::OwnDeleteMany => Box::pin(own::delete_many(door, request)).await,
         Route::Explain => Box::pin(admin::explain(door, &request)).await,
         Route::Metrics => admin::metrics(door, &request),
@@ -290,6 +295,9 @@ async fn dispatch(
         Route::ClusterStatus => admin::cluster_status(door),
         Route::Ring => admin::ring(door, &request),
         Route::HotKeys => admin::hot_keys(door, &request),
+        Route::CheckpointList => Box::pin(admin::checkpoints(door)).await,
+        Route::CheckpointMake => Box::pin(admin::make_checkpoint(door, &request)).await,
+        Route::CheckpointRemove => Box::pin(admin::remove_checkpoint(door, &request)).await,
         Route::Rpc => peer_door(door, request, peer),
         Route::Unknown => Err(Fault::NoSuchPath),
     }

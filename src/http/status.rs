@@ -5,7 +5,7 @@
 
 use hyper::StatusCode;
 
-use crate::replication::{NotSent, ReadError, WriteError};
+use crate::replication::{CheckpointError, NotSent, ReadError, WriteError};
 
 /// Why a request is not answered with what it asked for.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,9 @@ pub enum Fault {
     /// A read was not answered.
     #[error("{0}")]
     Read(#[from] ReadError),
+    /// A checkpoint was not made, listed or removed.
+    #[error("{0}")]
+    Checkpoint(#[from] CheckpointError),
 }
 
 /// Whether a client may come back soon: seconds for `Retry-After`.
@@ -62,7 +65,8 @@ impl Fault {
     pub fn code(&self) -> StatusCode {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::NoSuchPath => StatusCode::NOT_FOUND,
+            Self::NoSuchPath | Self::Checkpoint(CheckpointError::Missing) => StatusCode::NOT_FOUND,
+            Self::Checkpoint(CheckpointError::Exists) => StatusCode::CONFLICT,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
@@ -70,6 +74,7 @@ impl Fault {
             Self::BodyTooLarge { .. } | Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Overloaded
             | Self::NotReady(_)
+            | Self::Checkpoint(CheckpointError::Busy)
             | Self::Write(WriteError::NotSent(
                 NotSent::TooFewReplicas { .. }
                 | NotSent::ClockBehind
@@ -85,8 +90,12 @@ impl Fault {
             Self::Write(WriteError::Unknown { .. }) | Self::Read(ReadError::Unanswered { .. }) => {
                 StatusCode::GATEWAY_TIMEOUT
             }
-            Self::Write(WriteError::NoSpace) => StatusCode::INSUFFICIENT_STORAGE,
-            Self::Read(ReadError::Damaged { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Write(WriteError::NoSpace) | Self::Checkpoint(CheckpointError::NoSpace) => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
+            Self::Read(ReadError::Damaged { .. }) | Self::Checkpoint(CheckpointError::Failed(_)) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::replication::Standing;
 use crate::replication::identity::{self, Founding, Identity, IdentityFile};
 use crate::types::{NodeId, Timestamp};
 
-const LOCK: &str = "LOCK";
+pub(super) const LOCK: &str = "LOCK";
 pub(super) const CLOCK: &str = "CLOCK";
 pub(super) const IDENTITY: &str = "IDENTITY";
 pub(super) const DATA: &str = "data";
@@ -110,7 +110,7 @@ pub fn recover_drop_damaged(config: &Config, env: &Env) -> Result<Vec<String>, S
 }
 
 /// Makes the directory and those above it, and their names durable.
-fn make(env: &Env, dir: &Path) -> io::Result<()> {
+pub(super) fn make(env: &Env, dir: &Path) -> io::Result<()> {
     if env.fs.exists(dir)? {
         return Ok(());
     }

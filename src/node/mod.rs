@@ -13,15 +13,20 @@
 //! CLOCK      the clock's high-water mark (hlc::keeper)
 //! data/      the engine of this node's own replicas
 //! hints/     the engine of writes kept for others
+//! checkpoints/  copies of all this but the hints, made while the node runs
 //! node.log   what the node had to say
 //! ```
 //!
 //! The order within a start matters twice: the mark found on disk is read before anything extends it, and
 //! that a damaged directory rebuilds is on disk before what is damaged is dropped.
 
+mod checkpoints;
 mod delivery;
 mod directory;
+mod offline;
+mod restore;
 mod stopped;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,7 +56,10 @@ use crate::types::{NodeId, Timestamp};
 use crate::util::shutdown::{Shutdown, ShutdownListener};
 
 pub use directory::recover_drop_damaged;
+pub use offline::{OfflineNode, engine_dir};
+pub use restore::{RestoreError, Restored, restore};
 pub use stopped::StoppedNode;
+pub use verify::verify;
 
 /// How often the mark is raised while writes are stored: what a peer remembers of this disk is at most so old.
 const MARK_EVERY: Duration = Duration::from_millis(200);
@@ -91,6 +99,14 @@ pub enum StartError {
         dir: PathBuf,
         /// Which file, and what is wrong with it.
         detail: String,
+    },
+    /// Records written to this disk alone would not be on W disks.
+    #[error("{} belongs to one of {members} members: what is written to it alone would be on one disk and no quorum; import through a running node", .dir.display())]
+    SeveralMembers {
+        /// Which directory.
+        dir: PathBuf,
+        /// How many there are.
+        members: usize,
     },
     /// The settings contradict each other.
     #[error("{0}")]
@@ -146,6 +162,14 @@ impl Node {
             ring.membership().members().iter().map(|m| m.id.clone()).filter(|id| *id != own).collect();
         let detector = FailureDetector::new(peers.iter().cloned());
         let facts = FactsKeeper::new(&env, identity.clone(), clock.clone(), standing.clone(), hints.clone());
+        let checkpoints = checkpoints::NodeCheckpoints::new(
+            &env,
+            &config.dir,
+            own.clone(),
+            engine.clone(),
+            identity.clone(),
+            clock.clone(),
+        );
         let shared = Shared::new(Parts {
             own,
             settings: settings_of(&config, &ring),
@@ -160,6 +184,7 @@ impl Node {
             ring,
             env,
         });
+        shared.set_checkpoints(Arc::new(checkpoints));
         let stop = Shutdown::default();
         let loops = start_loops(&shared, &clock, &facts, identity, transport, peers, &stop);
         shared.set_phase(Phase::Serving);

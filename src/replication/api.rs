@@ -173,10 +173,17 @@ pub struct ScanOptions {
 /// A page of a scan: values only, in key order.
 #[derive(Debug, Clone, Default)]
 pub struct ValuePage {
-    /// The keys and their newest values.
-    pub items: Vec<(Key, Value)>,
+    /// The keys and their newest records, each of them a value.
+    pub items: Vec<(Key, Record)>,
     /// Where the next page starts; `None` when the range is exhausted.
     pub resume: Option<Bytes>,
+}
+
+impl ValuePage {
+    /// The keys and their values.
+    pub fn values(&self) -> impl Iterator<Item = (&Key, &Value)> {
+        self.items.iter().filter_map(|(key, record)| Some((key, record.as_value()?)))
+    }
 }
 
 /// What one replica holds of a key.

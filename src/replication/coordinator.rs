@@ -13,6 +13,7 @@ use super::api::{
     BatchReceipt, Check, Explanation, Mutation, NodeState, NodeStatus, NotSent, ReadError, ReadOptions,
     ReplicaState, ReplicationStats, ScanOptions, ValuePage, WriteError, WriteOptions, WriteReceipt,
 };
+use super::checkpoint::{CheckpointError, CheckpointInfo, CheckpointName};
 use super::hot_keys::{Access, Hottest};
 use super::quorum::QuorumMode;
 use super::shared::{LoadSource, Outlook, Phase, Shared};
@@ -220,6 +221,22 @@ impl Coordinator {
             }
         };
         (!load.is_empty()).then_some(load)
+    }
+
+    /// Copies this node's directory while it serves.
+    pub async fn checkpoint(&self, name: CheckpointName) -> Result<CheckpointInfo, CheckpointError> {
+        self.shared.check_serving().map_err(|_| CheckpointError::Busy)?;
+        self.shared.checkpoints()?.make(name).await
+    }
+
+    /// The copies there are, by name.
+    pub async fn checkpoints(&self) -> Result<Vec<CheckpointInfo>, CheckpointError> {
+        self.shared.checkpoints()?.list().await
+    }
+
+    /// Removes a copy.
+    pub async fn remove_checkpoint(&self, name: CheckpointName) -> Result<(), CheckpointError> {
+        self.shared.checkpoints()?.remove(name).await
     }
 
     /// What the request path has done.

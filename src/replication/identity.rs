@@ -29,6 +29,11 @@ use crate::util::coding::{DecodeError, Reader, put_bytes, put_varint};
 
 const MAGIC: &[u8; 8] = b"KVIDENT1";
 
+/// Whether bytes begin as an identity does.
+pub fn is_identity(head: &[u8]) -> bool {
+    head.starts_with(MAGIC)
+}
+
 /// What a directory belongs to. It never changes: other figures over existing data are refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Founding {

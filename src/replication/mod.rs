@@ -54,6 +54,7 @@
 
 pub mod api;
 mod batch;
+pub mod checkpoint;
 pub mod coordinator;
 pub mod facts;
 pub mod hot_keys;
@@ -73,6 +74,7 @@ mod write;
 
 pub use crate::engine::{EngineStats, SyncTimes}; // for the doors, which know no engine
 pub use api::*;
+pub use checkpoint::{CheckpointError, CheckpointInfo, CheckpointName, Checkpoints};
 pub use coordinator::Coordinator;
 pub use hot_keys::{HotKey, Hottest};
 pub use local_store::LocalStore;

@@ -280,7 +280,7 @@ impl Round {
     }
 
     /// Merges the pages up to the end of the shortest, and as far as the client's page has room.
-    fn merge(self, shared: &Shared, left: &mut Left, out: &mut Vec<(Key, crate::types::Value)>) -> Merged {
+    fn merge(self, shared: &Shared, left: &mut Left, out: &mut Vec<(Key, Record)>) -> Merged {
         let end = self.pages.values().filter_map(|page| page.resume.clone()).min();
         let mut merged = Merged { resume: end.clone(), ..Merged::default() };
         let mut keys: BTreeMap<&Key, Vec<(&NodeId, &Record)>> = BTreeMap::new();
@@ -313,10 +313,10 @@ impl Round {
                 }
             }
             left.examined -= 1;
-            if let Some(value) = winner.as_value() {
+            if !winner.is_tombstone() {
                 left.rows -= 1;
                 left.bytes = left.bytes.saturating_sub(weight);
-                out.push((key.clone(), value.clone()));
+                out.push((key.clone(), winner.clone()));
             }
         }
         // A page that ended before its rows were used up has reached one of the other bounds.

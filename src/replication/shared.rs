@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::api::{NotSent, ReplicationStats};
+use super::checkpoint::{CheckpointError, Checkpoints};
 use super::hot_keys::HotKeys;
 use super::late_versions::LateVersions;
 use super::{LocalStore, Peers, StandingCell};
@@ -170,6 +171,7 @@ pub struct Shared {
     /// What clients of this node ask for most.
     pub hot_keys: HotKeys,
     load: OnceLock<Arc<dyn LoadSource>>,
+    checkpoints: OnceLock<Arc<dyn Checkpoints>>,
     phase: AtomicU8,
     inflight_bytes: AtomicUsize,
     clock_watch: ClockWatch,
@@ -287,6 +289,7 @@ impl Shared {
             late_versions,
             hot_keys: HotKeys::new(hot_keys_rng),
             load: OnceLock::new(),
+            checkpoints: OnceLock::new(),
             phase: AtomicU8::new(Phase::Starting as u8),
             inflight_bytes: AtomicUsize::new(0),
             clock_watch: ClockWatch {
@@ -391,6 +394,16 @@ impl Shared {
     /// From now on `source` says how busy this node is. The first one stays.
     pub fn set_load_source(&self, source: Arc<dyn LoadSource>) {
         let _ = self.load.set(source);
+    }
+
+    /// From now on `checkpoints` makes copies of this node's directory. The first one stays.
+    pub fn set_checkpoints(&self, checkpoints: Arc<dyn Checkpoints>) {
+        let _ = self.checkpoints.set(checkpoints);
+    }
+
+    /// What makes copies of this node's directory.
+    pub fn checkpoints(&self) -> Result<&Arc<dyn Checkpoints>, CheckpointError> {
+        self.checkpoints.get().ok_or(CheckpointError::Busy)
     }
 
     /// How busy this node is; empty before anybody can say.

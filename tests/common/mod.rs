@@ -301,10 +301,10 @@ impl Ring {
             };
             let page = self.at(node).scan_page(options).await.expect("the scan is answered");
             assert!(page.items.len() <= rows);
-            for (key, value) in page.items {
+            for (key, value) in page.values() {
                 let key = String::from_utf8(key.as_bytes().to_vec()).unwrap();
                 assert!(found.last_key_value().is_none_or(|(last, _)| *last < key), "in order, none twice");
-                found.insert(key, text(&value));
+                found.insert(key, text(value));
             }
             match page.resume {
                 Some(next) => range.start = Some(next),

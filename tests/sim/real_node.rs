@@ -118,7 +118,7 @@ impl Member for RealNode {
                     examined_max: 1000,
                 };
                 let page = coordinator.scan_page(options).await.map_err(|error| error.to_string())?;
-                items.extend(page.items);
+                items.extend(page.values().map(|(key, value)| (key.clone(), value.clone())));
                 match page.resume {
                     Some(resume) => range.start = Some(resume),
                     None => return Ok(items),

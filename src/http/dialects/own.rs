@@ -31,9 +31,10 @@ use crate::http::query::Query;
 use crate::http::router::Route;
 use crate::http::status::{self, Fault};
 use crate::replication::{
-    BatchReceipt, Coordinator, Mutation, NotSent, ReadError, ReadOptions, ValuePage, WriteError,
+    BatchReceipt, CheckpointError, Coordinator, Mutation, NotSent, ReadError, ReadOptions, ValuePage,
+    WriteError,
 };
-use crate::types::{Key, KeyRange, Record, Value};
+use crate::types::{ContentType, Key, KeyRange, Record, Value};
 
 /// Items a page of a list when the request does not say.
 const LIMIT_DEFAULT: usize = 1_000;
@@ -103,6 +104,7 @@ fn code_of(fault: &Fault) -> &'static str {
         Fault::Write(WriteError::Unknown { .. }) => "outcome_unknown",
         Fault::Read(ReadError::Unanswered { .. }) => "unanswered",
         Fault::Read(ReadError::Damaged { .. }) => "damaged",
+        Fault::Checkpoint(_) => "checkpoint",
     }
 }
 
@@ -111,6 +113,7 @@ fn code_of(fault: &Fault) -> &'static str {
 fn is_retryable(fault: &Fault) -> bool {
     match fault {
         Fault::TooSlow
+        | Fault::Checkpoint(CheckpointError::Busy)
         | Fault::Overloaded
         | Fault::NotReady(_)
         | Fault::Write(WriteError::NotSent(_) | WriteError::NoSpace)
@@ -122,6 +125,7 @@ fn is_retryable(fault: &Fault) -> bool {
         | Fault::Forbidden(_)
         | Fault::BodyTooLarge { .. }
         | Fault::TooLarge(_)
+        | Fault::Checkpoint(_)
         | Fault::Write(WriteError::Unknown { .. })
         | Fault::Read(ReadError::Damaged { .. }) => false,
     }
@@ -179,6 +183,7 @@ pub async fn list(door: &Door, request: &Request<Incoming>) -> Result<Response<B
     let (coordinator, options) = begin(door, request)?;
     let query = Query::parse(request.uri().query())?;
     let (reverse, keys_only) = (query.flag("reverse")?, query.flag("keys_only")?);
+    let timestamps = query.flag("timestamps")?;
     let encoding = Encoding::of(&query)?;
     let limit = query.number("limit", 1, scan::LIMIT_MAX)?.unwrap_or(LIMIT_DEFAULT);
     let mut reservation = door.api.shared.budget.reserve_none();
@@ -191,11 +196,15 @@ pub async fn list(door: &Door, request: &Request<Incoming>) -> Result<Response<B
         scan::fetch(coordinator, scan::page_options(scan::range(&query)?, read_quorum, limit)).await?
     };
     let (mut json, mut lossy) = (br#"{"items":["#.to_vec(), false);
-    for (number, (key, value)) in page.items.iter().enumerate() {
+    for (number, (key, record)) in page.items.iter().enumerate() {
         json.extend_from_slice(if number == 0 { br#"{"key":"# } else { br#",{"key":"# });
         lossy |= encoding.push(&mut json, key.as_bytes());
-        if !keys_only {
+        if let Some(value) = record.as_value().filter(|_| !keys_only) {
             lossy |= push_value(&mut json, encoding, value);
+        }
+        if timestamps {
+            json.extend_from_slice(br#","timestamp":"#);
+            json.extend_from_slice(itoa::Buffer::new().format(record.timestamp().as_u64()).as_bytes());
         }
         json.push(b'}');
     }
@@ -239,12 +248,12 @@ async fn last_page(
         let page =
             scan::fetch(coordinator, scan::page_options(range.clone(), read_quorum, scan::LIMIT_MAX)).await?;
         seen += page.items.len();
-        for (key, value) in page.items {
-            bytes += key.as_bytes().len() + value.len();
-            last.push_front((key, value));
+        for (key, record) in page.items {
+            bytes += key.as_bytes().len() + record.value_len();
+            last.push_front((key, record));
             while last.len() > limit || (bytes > scan::PAGE_BYTES && last.len() > 1) {
-                let (key, value) = last.pop_back().expect("it is longer than one");
-                bytes -= key.as_bytes().len() + value.len();
+                let (key, record) = last.pop_back().expect("it is longer than one");
+                bytes -= key.as_bytes().len() + record.value_len();
                 dropped = true;
             }
         }
@@ -366,9 +375,13 @@ async fn read_all(
     Ok(found)
 }
 
+/// What `kv:put` and `kv:delete` answer.
 #[derive(Serialize)]
-struct Deleted<'a> {
-    deleted: usize,
+struct Changed<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    written: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted: Option<usize>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failed: Vec<FailedKey<'a>>,
 }
@@ -382,6 +395,74 @@ struct FailedKey<'a> {
     detail: String,
 }
 
+/// An item of `kv:put`: a line of `kvstore export`. Each of the two is text, or base64 under the other name.
+#[derive(Deserialize)]
+struct NewItem<'a> {
+    #[serde(borrow)]
+    key: Option<item::Text<'a>>,
+    #[serde(borrow)]
+    key_base64: Option<item::Text<'a>>,
+    #[serde(borrow)]
+    value: Option<item::Text<'a>>,
+    #[serde(borrow)]
+    value_base64: Option<item::Text<'a>>,
+    #[serde(borrow)]
+    content_type: Option<item::Text<'a>>,
+}
+
+#[derive(Deserialize)]
+struct NewItems<'a> {
+    #[serde(borrow)]
+    items: Vec<NewItem<'a>>,
+}
+
+impl NewItem<'_> {
+    fn read(self, encoding: Encoding, value_size_max: usize, place: &str) -> Result<(Key, Value), Fault> {
+        let bytes =
+            |name: &str, text: Option<item::Text<'_>>, base64: Option<item::Text<'_>>| match (text, base64) {
+                (Some(item::Text(text)), None) => encoding.decode(&text, place),
+                (None, Some(item::Text(text))) => item::decode_base64(&text, place),
+                (None, None) => Err(Fault::BadRequest(format!("{place}missing field `{name}`"))),
+                (Some(_), Some(_)) => {
+                    Err(Fault::BadRequest(format!("{place}both `{name}` and `{name}_base64`")))
+                }
+            };
+        let key = item::key(bytes("key", self.key, self.key_base64)?, place)?;
+        let value = bytes("value", self.value, self.value_base64)?;
+        item::check_value(value.len(), value_size_max, place)?;
+        let content_type = match &self.content_type {
+            None => None,
+            // What a value without a type is.
+            Some(item::Text(text)) if text == raw::OCTETS => None,
+            Some(item::Text(text)) => Some(ContentType::new(text.as_bytes()).ok_or_else(|| {
+                let max = ContentType::MAX_LEN;
+                Fault::BadRequest(format!(
+                    "{place}content_type must have 1 to {max} printable ASCII characters"
+                ))
+            })?),
+        };
+        Ok((key, Value::new(value).of_type(content_type)))
+    }
+}
+
+/// `POST /v1/kv:put` `{"items":[{"key","value","content_type"?},…]}`: `{"written":n}`. Any bytes of any type, many at a time.
+/// Not atomic: of those that failed each is told of; of two items with one key the later wins.
+pub async fn put_many(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
+    let (coordinator, options) = begin(door, &request)?;
+    let encoding = Encoding::of(&Query::parse(request.uri().query())?)?;
+    let shared = &door.api.shared;
+    let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
+    let NewItems { items: given } = item::json(&body.bytes)?;
+    let mut items = Vec::with_capacity(given.len());
+    for (index, item) in given.into_iter().enumerate() {
+        let (key, value) = item.read(encoding, shared.limits.value_size_max, &format!("items[{index}]: "))?;
+        items.push((key, Mutation::Put(value)));
+    }
+    let count = items.len();
+    let receipt = coordinator.batch(items, options.write).await;
+    Ok(answer::of_batch(changed(&receipt, count, encoding, true), &receipt))
+}
+
 /// `POST /v1/kv:delete` `{"keys":[…]}`: `{"deleted":n}`, also for keys that were not there. Not atomic: of those that failed
 /// each is told of.
 pub async fn delete_many(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
@@ -390,10 +471,10 @@ pub async fn delete_many(door: &Door, request: Request<Incoming>) -> Result<Resp
     let count = keys.len();
     let items = keys.into_iter().map(|key| (key, Mutation::Delete)).collect();
     let receipt = coordinator.batch(items, options.write).await;
-    Ok(answer::of_batch(deleted(&receipt, count, encoding), &receipt))
+    Ok(answer::of_batch(changed(&receipt, count, encoding, false), &receipt))
 }
 
-fn deleted(receipt: &BatchReceipt, count: usize, encoding: Encoding) -> Response<Body> {
+fn changed(receipt: &BatchReceipt, count: usize, encoding: Encoding, is_put: bool) -> Response<Body> {
     let code = match receipt.failed.as_slice() {
         [] => StatusCode::OK,
         failed => status::of_batch(failed.iter().map(|item| &item.error)),
@@ -408,5 +489,7 @@ fn deleted(receipt: &BatchReceipt, count: usize, encoding: Encoding) -> Response
             detail: fault.to_string(),
         }
     });
-    answer::json(code, &Deleted { deleted: count - receipt.failed.len(), failed: failed.collect() })
+    let done = Some(count - receipt.failed.len());
+    let (written, deleted) = if is_put { (done, None) } else { (None, done) };
+    answer::json(code, &Changed { written, deleted, failed: failed.collect() })
 }

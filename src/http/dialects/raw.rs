@@ -27,7 +27,8 @@ use crate::http::query;
 use crate::http::status::Fault;
 use crate::types::{ContentType, Key, Record, Value};
 
-const OCTETS: &str = "application/octet-stream";
+/// The type that a value without one is served as.
+pub const OCTETS: &str = "application/octet-stream";
 
 /// The key in a path, percent-decoded.
 pub fn key_of(raw: &str) -> Result<Key, Fault> {

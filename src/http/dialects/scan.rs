@@ -234,7 +234,7 @@ struct Json {
 
 impl Json {
     fn push_page(&mut self, out: &mut Vec<u8>, page: &ValuePage) {
-        for (key, value) in &page.items {
+        for (key, value) in page.values() {
             if self.begun {
                 out.push(b',');
             }
@@ -446,13 +446,14 @@ impl hyper::body::Body for Pages {
 mod tests {
     use super::*;
     use crate::http::body::Budget;
-    use crate::types::{Key, Value};
+    use crate::types::{Key, Record, Timestamp, Value};
     use http_body_util::BodyExt;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn page(keys: &[&'static [u8]], resume: Option<&'static str>) -> ValuePage {
-        let items = keys.iter().map(|key| (Key::new(*key).unwrap(), Value::new(*key))).collect();
+        let record = |key: &&'static [u8]| Record::value(Timestamp::from_u64(1), Value::new(*key));
+        let items = keys.iter().map(|key| (Key::new(*key).unwrap(), record(key))).collect();
         ValuePage { items, resume: resume.map(Bytes::from) }
     }
 

@@ -14,6 +14,7 @@
 
 pub mod answers;
 pub mod bench;
+pub mod checkpoint;
 pub mod client;
 pub mod completions;
 pub mod config;
@@ -24,6 +25,7 @@ pub mod explain;
 pub mod get;
 pub mod health;
 pub mod help;
+pub mod inspect;
 pub mod log;
 pub mod man;
 pub mod options;
@@ -32,11 +34,14 @@ pub mod put;
 pub mod raw;
 pub mod recover;
 pub mod repl;
+pub mod restore;
 pub mod ring;
 pub mod scan;
 pub mod serve;
 pub mod status;
 pub mod table;
+pub mod transfer;
+pub mod verify;
 
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
@@ -103,6 +108,14 @@ commands! {
         Del(del::Args) => del::run, "kvstore del user:1";
         Scan(scan::Args) => scan::run, "kvstore scan --prefix user: --limit 10";
         Repl(repl::Args) => repl::run, "kvstore repl ./data";
+
+    "Data in and out":
+        Export(transfer::export::ExportArgs) => transfer::export::run, "kvstore export --output all.jsonl";
+        Import(transfer::import::ImportArgs) => transfer::import::run, "kvstore import all.jsonl";
+        Checkpoint(checkpoint::CheckpointArgs) => checkpoint::run, "kvstore checkpoint /backup/monday";
+        Restore(restore::RestoreArgs) => restore::run, "kvstore restore /backup/monday ./data";
+        Verify(verify::VerifyArgs) => verify::run, "kvstore verify ./data";
+        Inspect(inspect::InspectArgs) => inspect::run, "kvstore inspect ./data/data/000007.log";
 
     "The ring":
         Status(status::Args) => status::run, "kvstore status --connect node1:8081";

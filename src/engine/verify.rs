@@ -229,7 +229,7 @@ impl Verified {
                 match WriteBatch::decode(encoded) {
                     Ok(batch) => self.entries += batch.items().len() as u64,
                     Err(error) => {
-                        self.findings.push(Finding::new(&path, *offset, format!("a batch: {error}")))
+                        self.findings.push(Finding::new(&path, *offset, format!("a batch: {error}")));
                     }
                 }
             }

@@ -98,7 +98,7 @@ impl Checkpoints for NodeCheckpoints {
 
     fn list(&self) -> BoxFuture<Result<Vec<CheckpointInfo>, CheckpointError>> {
         let own = self.clone();
-        Box::pin(async move { own.run(|inner| inner.list()).await })
+        Box::pin(async move { own.run(Inner::list).await })
     }
 
     fn remove(&self, name: CheckpointName) -> BoxFuture<Result<(), CheckpointError>> {

@@ -61,7 +61,7 @@ impl Finding {
 #[derive(Debug)]
 pub enum EngineFile {
     /// Sorted entries.
-    Table(TableFile),
+    Table(Box<TableFile>),
     /// A write-ahead log.
     Log(LogFile),
     /// A log of table sets.
@@ -79,7 +79,7 @@ impl EngineFile {
         if let Some(table) = TableFile::open(&env.fs, path)?
             && table.has_magic()
         {
-            return Ok(Some(Self::Table(table)));
+            return Ok(Some(Self::Table(Box::new(table))));
         }
         let bytes = Bytes::from(read_file(&*env.fs, path).map_err(|error| Error::io("read", path, error))?);
         if ManifestFile::is_one(&bytes) {

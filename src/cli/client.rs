@@ -22,6 +22,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::exit::{self, Error};
@@ -30,6 +31,8 @@ use super::output::Out;
 
 /// How long connecting may take while there is another node to try.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a connection that failed may take to say why.
+const DRIVER_PATIENCE: Duration = Duration::from_millis(100);
 /// Bytes a second that a body is expected to go out with, at least: it adds to the patience.
 const UPLOAD_RATE: u64 = 1 << 20;
 /// Bytes of an answer that says what went wrong which are shown, at most.
@@ -84,7 +87,15 @@ pub struct Client {
     at: usize,
     authorization: Option<HeaderValue>,
     patience: Duration,
-    sender: Option<SendRequest<Full<Bytes>>>,
+    /// Kept for the next request.
+    connection: Option<Connection>,
+}
+
+/// A connection, and the task that moves its bytes.
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    driver: JoinHandle<hyper::Result<()>>,
 }
 
 /// What is asked.
@@ -112,7 +123,7 @@ impl Client {
             at: 0,
             authorization: options.token.header()?,
             patience: options.timeout,
-            sender: None,
+            connection: None,
         })
     }
 
@@ -124,7 +135,7 @@ impl Client {
             at: 0,
             authorization: self.authorization.clone(),
             patience: self.patience.min(patience),
-            sender: None,
+            connection: None,
         }
     }
 
@@ -172,7 +183,7 @@ impl Client {
             }
             if self.targets.len() > 1 {
                 self.at = (self.at + 1) % self.targets.len();
-                self.sender = None;
+                self.connection = None;
             }
         }
         busy.ok_or_else(|| {
@@ -187,34 +198,34 @@ impl Client {
     async fn send_here(&mut self, question: &Question) -> Result<Answer, Trouble> {
         let target = self.target().to_owned();
         loop {
-            let kept = self.sender.take().filter(|sender| !sender.is_closed());
+            let kept = self.connection.take().filter(|connection| !connection.sender.is_closed());
             let is_kept = kept.is_some();
-            let mut sender = if let Some(sender) = kept {
-                sender
+            let mut connection = if let Some(connection) = kept {
+                connection
             } else {
                 let is_only = self.targets.len() == 1;
                 let patience = if is_only { self.patience } else { self.patience.min(CONNECT_PATIENCE) };
                 connect(&target, patience).await.map_err(Trouble::NotSent)?
             };
             let request = question.request(&target, self.authorization.as_ref()).map_err(Trouble::NotSent)?;
-            if let Err(error) = sender.ready().await {
+            if let Err(error) = connection.sender.ready().await {
                 if is_kept {
                     continue;
                 }
-                return Err(Trouble::NotSent(described(&error)));
+                return Err(Trouble::NotSent(connection.cause(&error).await));
             }
             let patience = self.patience + Duration::from_secs(question.body.len() as u64 / UPLOAD_RATE);
-            match timeout(patience, sender.try_send_request(request)).await {
+            match timeout(patience, connection.sender.try_send_request(request)).await {
                 Ok(Ok(response)) => {
-                    self.sender = Some(sender);
+                    self.connection = Some(connection);
                     let (head, body) = response.into_parts();
                     let (status, headers) = (head.status, head.headers);
                     return Ok(Answer { target, status, headers, body, patience: self.patience });
                 }
                 Ok(Err(mut error)) => match error.take_message() {
                     Some(_) if is_kept => {} // it had ended meanwhile, and nothing was sent
-                    Some(_) => return Err(Trouble::NotSent(described(error.error()))),
-                    None => return Err(Trouble::Lost(described(error.error()))),
+                    Some(_) => return Err(Trouble::NotSent(connection.cause(error.error()).await)),
+                    None => return Err(Trouble::Lost(connection.cause(error.error()).await)),
                 },
                 Err(_) => return Err(Trouble::Lost(format!("no answer within {patience:?}"))),
             }
@@ -223,7 +234,7 @@ impl Client {
 }
 
 /// The one place where a connection to a node is made.
-async fn connect(target: &str, patience: Duration) -> Result<SendRequest<Full<Bytes>>, String> {
+async fn connect(target: &str, patience: Duration) -> Result<Connection, String> {
     let connecting = async {
         let stream = TcpStream::connect(target).await.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
@@ -231,10 +242,18 @@ async fn connect(target: &str, patience: Duration) -> Result<SendRequest<Full<By
     };
     let connected = timeout(patience, connecting).await;
     let (sender, connection) = connected.map_err(|_| format!("no connection within {patience:?}"))??;
-    tokio::spawn(async move {
-        let _ = connection.await; // its end shows in the next request
-    });
-    Ok(sender)
+    Ok(Connection { sender, driver: tokio::spawn(connection) })
+}
+
+impl Connection {
+    /// Why it ended: what its task met, if that says more than the request that was given up.
+    async fn cause(self, error: &hyper::Error) -> String {
+        drop(self.sender);
+        match timeout(DRIVER_PATIENCE, self.driver).await {
+            Ok(Ok(Err(cause))) => described(&cause),
+            _ => described(error),
+        }
+    }
 }
 
 /// What hyper says, with its cause.

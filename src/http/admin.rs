@@ -185,6 +185,9 @@ pub fn metrics(door: &Door, request: &Request<Incoming>) -> Result<Response<Body
             return Err(Fault::BadRequest(format!("\"format\" must be json or prometheus, not \"{other}\"")));
         }
     };
+    if let Some(coordinator) = door.api.opened() {
+        coordinator.measure_space(); // what is told is what the write, or the look, before this one found
+    }
     let totals = door.api.shared.metrics.totals();
     let mut figures = figures::of_requests(&door.api, &totals);
     figures.extend(figures::of_node(door.api.opened()));

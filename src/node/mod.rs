@@ -63,8 +63,6 @@ pub use verify::verify;
 
 /// How often the mark is raised while writes are stored: what a peer remembers of this disk is at most so old.
 const MARK_EVERY: Duration = Duration::from_millis(200);
-/// How often the disk's free space is looked at while nobody writes.
-const SPACE_EVERY: Duration = Duration::from_secs(10);
 /// How often a stop looks whether requests are still in flight.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
@@ -329,15 +327,10 @@ fn start_loops(
 }
 
 /// Raises the mark while this node stores writes, its own or others': peers remember it, and so notice when
-/// the disk is set back, whoever gave the timestamps. Now and then it has the disk's free space looked at.
+/// the disk is set back, whoever gave the timestamps.
 async fn raise_marks(clock: ClockKeeper, engine: Engine, mut stop: ShutdownListener) {
-    let mut space_due = Instant::now();
     let mut written = engine.stats().records_written;
     while timeout(MARK_EVERY, stop.signalled()).await.is_err() {
-        if Instant::now() >= space_due {
-            space_due = Instant::now() + SPACE_EVERY;
-            engine.measure_space();
-        }
         let now = engine.stats().records_written;
         if now != written {
             written = now;

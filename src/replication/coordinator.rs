@@ -249,6 +249,11 @@ impl Coordinator {
         self.shared.store.engine().stats()
     }
 
+    /// Has the disk looked at for its free space, for whoever asks for [`Coordinator::engine_stats`] next. Does not wait.
+    pub fn measure_space(&self) {
+        self.shared.store.engine().measure_space();
+    }
+
     /// The clock's reading.
     pub fn clock(&self) -> Timestamp {
         self.shared.hlc.now()

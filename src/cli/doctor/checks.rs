@@ -151,7 +151,7 @@ fn engine(node: &Node) -> Finding {
 fn disk(node: &Node) -> Finding {
     let name = Some(&*node.name);
     let Some(free) = node.figures.get("kvstore_disk_free_bytes") else {
-        return finding(Severity::Ok, "disk", name, "free space not looked at yet".to_owned(), "");
+        return finding(Severity::Ok, "disk", name, "it does not say how much is free".to_owned(), "");
     };
     let held = node.figures.sum("kvstore_level_bytes");
     let text = format!("{} free, {} held", size(free), size(held));

@@ -24,6 +24,8 @@ use figures::Figures;
 
 /// How long a member may take, so that one that is gone does not keep the others waiting.
 const MEMBER_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a node may take to look at its disk.
+const LOOK_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Looks for what is wrong with a node and its ring, and says what to do
 ///
@@ -88,8 +90,11 @@ fn brief(error: &Error) -> String {
 
 async fn node(client: &mut Client) -> Result<Node, Error> {
     let health: super::answers::Health = client.get_json("/health").await?;
-    let metrics = client.get("/metrics?format=prometheus").await?.good().await?.bytes().await?;
-    let figures = Figures::parse(&String::from_utf8_lossy(&metrics));
+    let mut figures = figures(client).await?;
+    if health.ready && figures.get("kvstore_disk_free_bytes").is_none() {
+        tokio::time::sleep(LOOK_PATIENCE).await; // it looks at its disk when it is asked, and tells the next one
+        figures = self::figures(client).await?;
+    }
     let answer = client.get("/cluster/status").await?;
     let (cluster, ring) = match answer.status {
         StatusCode::SERVICE_UNAVAILABLE => (None, None), // it starts or stops: /health says so
@@ -97,6 +102,11 @@ async fn node(client: &mut Client) -> Result<Node, Error> {
     };
     let name = health.node_id.clone().unwrap_or_else(|| client.target().to_owned());
     Ok(Node { name, health, cluster, ring, figures })
+}
+
+async fn figures(client: &mut Client) -> Result<Figures, Error> {
+    let metrics = client.get("/metrics?format=prometheus").await?.good().await?.bytes().await?;
+    Ok(Figures::parse(&String::from_utf8_lossy(&metrics)))
 }
 
 fn print(findings: &[Finding], out: &mut Out) -> Result<(), Error> {

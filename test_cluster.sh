@@ -3,8 +3,9 @@
 #
 #   ./test_cluster.sh              both
 #   ./test_cluster.sh --cluster    the scenarios alone
-#   ./test_cluster.sh --all        both, and what lies in deploy/, the status page in a browser and the ring in containers,
-#                                  where this machine has the tools; what is skipped says so
+#   ./test_cluster.sh --all        both, and what lies in deploy/, the description of the API against a ring, the status page
+#                                  in a browser and the ring in containers, where this machine has the tools; what is skipped
+#                                  says so
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source=scripts/lib.sh
@@ -15,14 +16,14 @@ case "${1:-}" in
     step "cargo test"
     cargo test --all-features
     build
-    [ "${1:-}" = --all ] && more=(deploy page compose) || more=()
+    [ "${1:-}" = --all ] && more=(deploy api page compose) || more=()
     for script in "${more[@]}"; do
       step "scripts/test_$script.sh"
       KVSTORE_SKIP_BUILD=1 "scripts/test_$script.sh"
     done
     ;;
   --cluster) ;;
-  -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
   *) say "usage: $0 [--cluster | --all]" >&2; exit 2 ;;
 esac
 

@@ -5,7 +5,7 @@
 # its owner is left alone.
 # shellcheck shell=bash
 
-BIN="${CARGO_TARGET_DIR:-target}/release/kvstore"
+BIN="${BIN:-${CARGO_TARGET_DIR:-target}/release/kvstore}"
 NODE_COUNT="${NODE_COUNT:-3}"
 PORTS=()     # PORTS[i]: node i's port, from 1
 PIDS=()      # PIDS[i]: node i's process, empty while it is down

@@ -15,6 +15,10 @@
 //!  sent the winner
 //! ```
 //!
+//! A replica that was written back is asked once more before it counts as a holder. It may have taken a newer write since it
+//! first answered: acknowledged before the winner's began, with a clock that was ahead. To answer with the winner then and
+//! with the newer one to the next read would be a read that goes back in time for whoever knows no timestamps.
+//!
 //! Writing back before the answer keeps reads from going back: any later R answers include one from a replica that
 //! holds the winner or something newer. Until then the read runs inside its request, so it ends with its client.
 
@@ -26,6 +30,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::api::{NotSent, ReadError, ReplicaState};
+use super::expiry;
 use super::late_versions::LateVersions;
 use super::peers::Failure;
 use super::read_repair::{ReadRepair, Said};
@@ -58,7 +63,7 @@ enum Ask {
 enum Answer {
     Record { voting: bool, record: Option<Record> },
     Version { voting: bool, version: Option<Version> },
-    WrittenBack { version: Version, voting: bool },
+    WrittenBack { voting: bool },
 }
 
 /// Asks one replica, named by its place among the primaries.
@@ -67,9 +72,8 @@ async fn ask(shared: Arc<Shared>, range: RangeId, replica: usize, key: Key, ask:
     let is_read = !matches!(ask, Ask::WriteBack(_));
     let outcome = match ask {
         Ask::WriteBack(record) => {
-            let version = record.version();
             let written = write_to(&shared, node, WriteOrigin::Repair, vec![(key, record)]).await;
-            written.map(|Applied { voting, .. }| Answer::WrittenBack { version, voting })
+            written.map(|Applied { voting, .. }| Answer::WrittenBack { voting })
         }
         Ask::Record | Ask::Version if *node == shared.own => look_up(&shared, &key)
             .await
@@ -105,7 +109,7 @@ struct Event {
 struct WriteBack {
     replica: usize,
     version: Version,
-    /// Whether it ended, well or not.
+    /// Whether it ended, well or not: well once the replica has said what it holds since.
     ended: bool,
 }
 
@@ -160,8 +164,8 @@ pub(super) async fn mend(shared: Arc<Shared>, key: Key) {
     let range = shared.ring.range_of(Token::of(key.as_bytes()));
     let replicas = shared.ring.primaries(range);
     let mut op = ReadOp::new(&shared, key, range, replicas.len());
-    for replica in 0..replicas.len() {
-        if !shared.is_known_down(&replicas[replica]) {
+    for (replica, node) in replicas.iter().enumerate() {
+        if !shared.is_known_down(node) {
             op.push(replica, Ask::Version);
         }
     }
@@ -243,7 +247,10 @@ impl ReadOp {
         let voting = self.shared.standing.is_voting();
         let Some(answer) = self.shared.store.try_get(&self.key) else { return false };
         let outcome = match answer {
-            Ok(record) => Ok(Answer::Record { voting, record }),
+            Ok(record) => match expiry::at_once(&self.shared, record) {
+                Some(record) => Ok(Answer::Record { voting, record }),
+                None => return false,
+            },
             Err(error) => Err(damage(&self.shared, &self.key, &error).into()),
         };
         self.take_in(Event { replica, is_read: true, outcome });
@@ -277,9 +284,12 @@ impl ReadOp {
     /// Does what can be done without waiting.
     fn advance(&mut self) -> Next {
         if self.repair.is_answered() {
-            if self.repair.is_settled() || self.shared.env.planted.has(Mistake::NoWriteBack) {
+            if let Some(replica) = self.repair.to_fetch() {
+                self.fetch(replica);
+            } else if self.repair.is_settled() || self.shared.env.planted.has(Mistake::NoWriteBack) {
                 return Next::Answer;
             } else {
+                self.ask_the_rest();
                 self.write_back();
             }
         }
@@ -288,7 +298,10 @@ impl ReadOp {
 
     fn take_in(&mut self, Event { replica, is_read, outcome }: Event) {
         match outcome {
-            Ok(Answer::Record { voting: true, record }) => self.repair.on_record(replica, record),
+            Ok(Answer::Record { voting: true, record }) => {
+                self.end_write_back(replica);
+                self.repair.on_record(replica, record);
+            }
             Ok(Answer::Version { voting: true, version }) => {
                 self.repair.on_said(replica, Said::Tells(version));
             }
@@ -297,15 +310,13 @@ impl ReadOp {
                 self.causes.push((replica, Failure::NotVoting));
                 self.ask_next();
             }
-            Ok(Answer::WrittenBack { version, voting }) => {
-                self.end_write_back(replica);
-                if voting {
-                    self.repair.on_written_back(replica, version);
-                }
-            }
+            // What it holds now may be newer: a write that was acknowledged since it was asked.
+            Ok(Answer::WrittenBack { voting: true }) => self.push(replica, Ask::Record),
+            Ok(Answer::WrittenBack { voting: false }) => self.end_write_back(replica),
             Err(failure) => {
                 if is_read {
                     let damaged = failure == Failure::Refused(Refusal::Damaged);
+                    self.end_write_back(replica);
                     self.repair.on_said(replica, if damaged { Said::Damaged } else { Said::Failed });
                     self.ask_next();
                 } else {
@@ -322,6 +333,20 @@ impl ReadOp {
             && let Some(replica) = self.unasked.pop()
         {
             self.push(replica, Ask::Record);
+        }
+    }
+
+    fn fetch(&mut self, replica: usize) {
+        if !self.fetched.contains(&replica) {
+            self.fetched.push(replica);
+            self.push(replica, Ask::Record);
+        }
+    }
+
+    /// Whoever was not asked may hold the winner already.
+    fn ask_the_rest(&mut self) {
+        while let Some(replica) = self.unasked.pop() {
+            self.push(replica, Ask::Version);
         }
     }
 
@@ -443,10 +468,7 @@ impl ReadOp {
                 self.take_in(event);
             }
             match self.repair.to_fetch() {
-                Some(replica) if !self.fetched.contains(&replica) => {
-                    self.fetched.push(replica);
-                    self.push(replica, Ask::Record);
-                }
+                Some(replica) if !self.fetched.contains(&replica) => self.fetch(replica),
                 _ => break,
             }
         }

@@ -55,7 +55,9 @@ impl ReadRepair {
     /// A voting replica sent what it holds, whole.
     pub fn on_record(&mut self, replica: usize, record: Option<Record>) {
         let version = record.as_ref().map(Record::version);
-        self.said[replica] = Said::Holds(version);
+        if !self.is_old_news(replica, version) {
+            self.said[replica] = Said::Holds(version);
+        }
         if let Some(record) = record
             && self.winner.as_ref().is_none_or(|winner| record.supersedes(winner))
         {
@@ -66,15 +68,19 @@ impl ReadRepair {
 
     /// A replica said something that is no record: a version, or why it has none to offer.
     pub fn on_said(&mut self, replica: usize, said: Said) {
-        self.said[replica] = said;
+        let old_news = matches!(said, Said::Tells(version) if self.is_old_news(replica, version))
+            || matches!((said, self.said[replica]), (Said::Tells(told), Said::Holds(held)) if told == held);
+        if !old_news {
+            self.said[replica] = said;
+        }
     }
 
-    /// A voting replica has the winner on its disk now.
-    pub fn on_written_back(&mut self, replica: usize, version: Version) {
-        let older = |held: Option<Version>| held.is_none_or(|held| held.timestamp <= version.timestamp);
+    /// Whether a replica has told of something newer already: answers may overtake each other.
+    fn is_old_news(&self, replica: usize, version: Option<Version>) -> bool {
+        let timestamp = |version: Option<Version>| version.map(|version| version.timestamp);
         match self.said[replica] {
-            Said::Tells(held) | Said::Holds(held) if !older(held) => {} // it told of something newer meanwhile
-            _ => self.said[replica] = Said::Holds(Some(version)),
+            Said::Tells(held) | Said::Holds(held) => timestamp(held) > timestamp(version),
+            Said::Unheard | Said::NotVoting | Said::Damaged | Said::Failed => false,
         }
     }
 
@@ -199,7 +205,7 @@ mod tests {
         repair.on_record(1, Some(value(7, "old")));
         repair.on_record(2, Some(value(7, "old")));
         assert!(repair.is_answered() && !repair.is_settled());
-        repair.on_written_back(2, value(9, "new").version());
+        repair.on_record(2, Some(value(9, "new")));
         assert!(repair.is_settled());
     }
 
@@ -210,8 +216,19 @@ mod tests {
         repair.on_record(0, Some(new.clone()));
         repair.on_record(1, Some(value(7, "old")));
         assert!(repair.is_answered() && !repair.is_settled());
-        repair.on_written_back(1, new.version());
+        repair.on_record(1, Some(new));
         assert!(repair.is_settled());
+    }
+
+    #[test]
+    fn an_older_answer_that_comes_later_changes_nothing() {
+        let mut repair = ReadRepair::new(3, 2);
+        let (old, new) = (value(7, "old"), value(9, "new"));
+        repair.on_record(0, Some(new.clone()));
+        repair.on_record(1, Some(new.clone()));
+        repair.on_said(1, tells(&old));
+        repair.on_record(0, Some(old));
+        assert!(repair.is_settled() && repair.holders() == 2 && repair.winner() == Some(&new));
     }
 
     #[test]
@@ -281,7 +298,7 @@ mod tests {
                     break;
                 }
                 disks[replica] = disks[replica].max(winner);
-                repair.on_written_back(replica, repair.version().expect("replicas disagree over something"));
+                repair.on_record(replica, repair.winner().cloned());
             }
             prop_assert!(repair.is_settled());
             let older = disks.iter().filter(|held| **held < winner).count();

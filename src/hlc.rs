@@ -44,6 +44,17 @@ pub struct Hlc {
 #[error("the clock's mark on disk must be raised first")]
 pub struct LimitReached;
 
+/// Whether the clock has reached a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// It has not.
+    NotYet,
+    /// It has, and is not before it again until a restart: the mark on disk lies below.
+    UntilRestart,
+    /// It has, and is never before it again.
+    Durably,
+}
+
 /// A remote timestamp was too far ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("timestamp {timestamp} is {} ms ahead of this node's clock", .ahead.as_millis())]
@@ -89,6 +100,21 @@ impl Hlc {
     /// The highest timestamp given or seen, or the wall clock's if that is higher: what every message carries.
     pub fn now(&self) -> Timestamp {
         self.wall().max(Timestamp::from_u64(self.last.load(Ordering::Relaxed)))
+    }
+
+    /// Whether the clock has reached a moment. If it has, it is never before it again, wherever the wall clock goes.
+    pub fn reach(&self, moment: Timestamp) -> Reached {
+        if self.now() < moment {
+            return Reached::NotYet;
+        }
+        self.last.fetch_max(moment.as_u64(), Ordering::Relaxed);
+        if self.limit() > moment { Reached::Durably } else { Reached::UntilRestart }
+    }
+
+    /// The highest moment that the clock has been seen to reach, by what it gave or heard and not by the wall clock alone,
+    /// and that a restart does not take back. It never goes back.
+    pub fn vouched(&self) -> Timestamp {
+        Timestamp::from_u64(self.last.load(Ordering::Relaxed)).min(self.limit())
     }
 
     /// Moves past a timestamp that a message carried.
@@ -164,6 +190,30 @@ mod tests {
         let before = hlc.tick().unwrap();
         clock.set(1);
         assert!(hlc.tick().unwrap() > before);
+    }
+
+    #[test]
+    fn a_moment_that_was_reached_stays_so_when_the_wall_clock_is_set_back_and_once_marked_after_a_restart() {
+        let clock = Arc::new(ManualClock::at(1_000_000));
+        let hlc = Hlc::new(clock.clone(), Timestamp::ZERO, SKEW);
+        let (moment, later) = (Timestamp::from_micros(1_000_000), Timestamp::from_micros(1_000_001));
+        assert_eq!((hlc.reach(later), hlc.reach(moment)), (Reached::NotYet, Reached::UntilRestart));
+        clock.set(1);
+        assert_eq!(hlc.reach(moment), Reached::UntilRestart);
+        assert_eq!(hlc.vouched(), Timestamp::ZERO, "a restart would take it back");
+        let mark = hlc.next_mark();
+        hlc.raise_limit(mark);
+        assert_eq!((hlc.reach(moment), hlc.vouched()), (Reached::Durably, moment));
+        let restarted = Hlc::new(clock, mark, SKEW);
+        assert_eq!(restarted.reach(moment), Reached::Durably);
+    }
+
+    #[test]
+    fn a_wall_clock_alone_vouches_for_nothing() {
+        let (clock, hlc) = clock_at(1_000_000);
+        let given = hlc.tick().unwrap();
+        clock.set(9_000_000_000);
+        assert_eq!(hlc.vouched(), given);
     }
 
     #[test]

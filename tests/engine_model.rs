@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvstore::engine::{Durability, Engine, Options, TombstonePolicy, WriteBatch};
+use kvstore::engine::{Durability, Engine, Horizon, Options, TombstonePolicy, WriteBatch};
 use kvstore::env::{Env, MemVfs, Rng};
-use kvstore::types::{ContentType, Key, KeyRange, Record, Timestamp, Value};
+use kvstore::types::{ContentType, Expiry, Key, KeyRange, Record, Timestamp, Value};
 
 /// An engine, the map it must equal, and where both come from.
 struct Pair {
@@ -20,10 +21,13 @@ struct Pair {
     model: BTreeMap<Key, Record>,
     rng: Rng,
     clock: u64,
+    /// Before when values have expired, in microseconds; it only rises.
+    horizon: Arc<AtomicU64>,
     seed: u64,
 }
 
-fn any_options(rng: &Rng) -> Options {
+fn any_options(rng: &Rng, horizon: &Arc<AtomicU64>) -> Options {
+    let horizon = horizon.clone();
     let pick = |from: &[usize]| from[rng.below(0..from.len() as u64) as usize];
     Options {
         memtable_size: pick(&[1 << 10, 4 << 10, 64 << 10]),
@@ -34,6 +38,7 @@ fn any_options(rng: &Rng) -> Options {
         bloom_bits_per_key: pick(&[0, 1, 10]),
         durability: if rng.chance(0.3) { Durability::Buffered } else { Durability::Synced },
         tombstones: if rng.chance(0.3) { TombstonePolicy::DropWhenUncovered } else { TombstonePolicy::Keep },
+        horizon: Horizon::new(move || Timestamp::from_micros(horizon.load(Ordering::Relaxed))),
         ..Options::default()
     }
 }
@@ -43,10 +48,11 @@ impl Pair {
         let rng = Rng::from_seed(seed);
         let disk = MemVfs::new();
         let env = Env { fs: Arc::new(disk.clone()), rng: rng.fork(), ..pool_of.clone() };
-        let (dir, options) = (PathBuf::from("/engine"), any_options(&rng));
+        let horizon = Arc::new(AtomicU64::new(1));
+        let (dir, options) = (PathBuf::from("/engine"), any_options(&rng, &horizon));
         let (engine, recovery) = Engine::open(&env, &dir, options.clone()).unwrap();
         assert!(recovery.created, "seed {seed}");
-        Self { env, disk, dir, options, engine, model: BTreeMap::new(), rng, clock: 1_000, seed }
+        Self { env, disk, dir, options, engine, model: BTreeMap::new(), rng, clock: 1_000, horizon, seed }
     }
 
     fn key(&self) -> Key {
@@ -64,7 +70,15 @@ impl Pair {
 
     fn record(&mut self) -> Record {
         let timestamp = self.timestamp();
-        match self.rng.below(0..5) {
+        let ahead = self.rng.below(0..60);
+        let expires_at = Expiry::from_u64(self.horizon.load(Ordering::Relaxed) + ahead);
+        match self.rng.below(0..8) {
+            5 => Record::value(timestamp, Value::new("for a time").expiring(expires_at)),
+            6 => {
+                let value = Value::new(vec![2; 200]).of_type(ContentType::new(b"text/plain"));
+                Record::value(timestamp, value.expiring(expires_at))
+            }
+            7 => Record::value(timestamp, Value::default().expiring(expires_at)).expired(),
             0 => Record::tombstone(timestamp),
             1 => Record::value(timestamp, Value::new("")),
             2 => {
@@ -97,10 +111,15 @@ impl Pair {
         self.apply(&batch);
     }
 
-    /// Tombstones that were let go are as good as those that are there.
+    /// Tombstones that were let go are as good as those that are there, and so are values that have expired.
     fn seen(&self, record: Option<&Record>) -> Option<Record> {
         let may_go = self.options.tombstones == TombstonePolicy::DropWhenUncovered;
-        record.filter(|record| !(may_go && record.is_tombstone())).cloned()
+        let horizon = self.horizon.load(Ordering::Relaxed);
+        let record = record.cloned().map(|record| match record.expires_at() {
+            Some(expires_at) if expires_at.as_u64() < horizon => record.expired(),
+            _ => record,
+        });
+        record.filter(|record| !(may_go && record.is_tombstone()))
     }
 
     fn check_get(&self, engine: &Engine, key: &Key) {
@@ -138,7 +157,7 @@ impl Pair {
         }
         if self.rng.chance(0.3) {
             let tombstones = self.options.tombstones;
-            self.options = Options { tombstones, ..any_options(&self.rng) };
+            self.options = Options { tombstones, ..any_options(&self.rng, &self.horizon) };
         }
         let (engine, recovery) = Engine::open(&self.env, &self.dir, self.options.clone())
             .unwrap_or_else(|error| panic!("seed {}: {error}", self.seed));
@@ -156,6 +175,7 @@ impl Pair {
     }
 
     fn step(&mut self, number: u64) {
+        self.horizon.fetch_add(self.rng.below(0..2), Ordering::Relaxed);
         match self.rng.below(0..1_000) {
             0..600 => self.write(),
             600..800 => self.check_get(&self.engine, &self.key()),

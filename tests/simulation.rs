@@ -70,7 +70,7 @@ fn a_write_with_two_timestamps_is_caught_by_the_checker_of_values_alone() {
     let caught = (0..300).find(|seed| {
         let mut options = Options::toy(*seed);
         options.keys = 2;
-        options.mix = Mix { puts: 50, deletes: 0, batches: 0, scans: 0, gets: 50 };
+        options.mix = Mix { puts: 50, gets: 50, ..Mix::default() };
         let wrong = run(&options, Planted::default(), &starter).wrong;
         assert!(!wrong.iter().any(|wrong| wrong.starts_with("versions")), "{wrong:?}");
         !wrong.is_empty()
@@ -228,5 +228,10 @@ mod planted {
     #[test]
     fn a_timestamp_given_again_after_a_restart_is_caught() {
         is_caught(Mistake::TimestampReusedAfterRestart);
+    }
+
+    #[test]
+    fn an_expired_value_that_is_forgotten_with_what_it_hides_is_caught() {
+        is_caught(Mistake::ExpiredForgotten);
     }
 }

@@ -12,7 +12,7 @@ use crate::engine::verify::Verified;
 use crate::env::Env;
 use crate::node;
 
-/// Checks every checksum of a stopped node's directory, or of a checkpoint
+/// Checks every checksum of a directory or a checkpoint
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
     /// The data directory, the checkpoint, or one engine's directory in it

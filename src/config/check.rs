@@ -11,8 +11,8 @@ use crate::util::tokens::Tokens;
 
 use super::settings::{Raw, Setting, Unset};
 use super::sources::{Origin, Values};
-use super::units::format_size;
 use super::{Config, Error, half_the_cores, majority};
+use crate::util::units::format_size;
 
 /// A file that holds a secret is never larger, in bytes.
 const SECRET_FILE_SIZE_MAX: u64 = 4096;

@@ -12,7 +12,6 @@
 mod check;
 pub mod settings;
 pub mod sources;
-pub mod units;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -23,10 +22,11 @@ use std::time::Duration;
 use crate::cluster::{Member, Membership, RingSettings};
 use crate::types::NodeId;
 use crate::util::tokens::Tokens;
+use crate::util::units;
 
+pub use crate::util::units::{parse_duration, parse_size};
 pub use settings::{Raw, SETTINGS, Setting};
 pub use sources::Origin;
-pub use units::{parse_duration, parse_size};
 
 /// Why a node cannot be set up as it was asked to be. Whoever started it gets the line, and exit code
 /// [`Error::EXIT_CODE`].

@@ -5,7 +5,7 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use super::units::{format_duration, format_size, parse_duration, parse_size};
+use crate::util::units::{format_duration, format_size, parse_duration, parse_size};
 
 /// What a setting's text has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

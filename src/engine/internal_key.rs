@@ -1,9 +1,9 @@
 //! Internal keys: how one record of a key is told from, and ordered among, all records of all keys.
 //!
 //! ```text
-//! encoded   user key: 1 to 5,120 bytes │ !timestamp u64 big-endian │ kind u8 (0 tombstone, 1 value, 2 typed value)
+//! encoded   user key: 1 to 5,120 bytes │ !timestamp u64 big-endian │ kind u8 (0 tombstone, 1 value, 2 typed value, 3 expiring)
 //! order     user key ascending, then the last nine bytes ascending: newest first, a tombstone before a value
-//! ties      equal in all that, or of kinds 1 and 2: the greater value first, then the greater type
+//! ties      equal in all that, or of kinds 1 to 3: what ends first, then the greater value, then the greater type
 //! ```
 //!
 //! The user key and the nine bytes behind it are compared apart: compared as one string, a key would mix with
@@ -12,10 +12,67 @@
 
 use std::cmp::Ordering;
 
-use crate::types::Timestamp;
+use crate::types::{Expiry, Timestamp};
+
+/// What is stored of a record beside its key and timestamp, taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stored<'a> {
+    /// The value; `None` for a tombstone, and for a value that has expired.
+    pub value: Option<&'a [u8]>,
+    /// The value's content type, if it has one.
+    pub content_type: Option<&'a [u8]>,
+    /// When the value ends, or ended.
+    pub expires_at: Option<Expiry>,
+}
+
+/// Bytes before content type and value of a [`Kind::Expiring`]: what follows (1 = a value, 2 = its type before it), and
+/// the expiry.
+pub const EXPIRY_LEN: usize = 9;
+
+impl<'a> Stored<'a> {
+    const HAS_VALUE: u8 = 1;
+    const HAS_TYPE: u8 = 2;
+
+    /// Takes apart what is stored of a record of some kind; `None` when that is no such record.
+    #[inline]
+    pub fn split(kind: Kind, stored: &'a [u8]) -> Option<Self> {
+        match kind {
+            Kind::Tombstone => stored.is_empty().then(Self::default),
+            Kind::Value => Some(Self { value: Some(stored), ..Self::default() }),
+            Kind::TypedValue => {
+                let (content_type, value) = split_typed(stored)?;
+                Some(Self { value: Some(value), content_type: Some(content_type), expires_at: None })
+            }
+            Kind::Expiring => Self::split_expiring(stored),
+        }
+    }
+
+    fn split_expiring(stored: &'a [u8]) -> Option<Self> {
+        let (head, rest) = stored.split_first_chunk::<EXPIRY_LEN>()?;
+        let [has, expiry @ ..] = *head;
+        let expires_at = Some(Expiry::from_u64(u64::from_le_bytes(expiry))?);
+        match has {
+            0 => rest.is_empty().then_some(Self { expires_at, ..Self::default() }),
+            Self::HAS_VALUE => Some(Self { value: Some(rest), content_type: None, expires_at }),
+            3 => {
+                let (content_type, value) = split_typed(rest)?;
+                Some(Self { value: Some(value), content_type: Some(content_type), expires_at })
+            }
+            _ => None,
+        }
+    }
+
+    /// The bytes before content type and value, where there is an expiry.
+    pub fn expiry_head(&self) -> Option<[u8; EXPIRY_LEN]> {
+        let mut head = [0; EXPIRY_LEN];
+        head[0] = self.value.map_or(0, |_| Self::HAS_VALUE) | self.content_type.map_or(0, |_| Self::HAS_TYPE);
+        head[1..].copy_from_slice(&self.expires_at?.as_u64().to_le_bytes());
+        Some(head)
+    }
+}
 
 /// Splits what is stored of a [`Kind::TypedValue`] into content type and value; `None` when it is cut short.
-pub fn split_typed(stored: &[u8]) -> Option<(&[u8], &[u8])> {
+fn split_typed(stored: &[u8]) -> Option<(&[u8], &[u8])> {
     let (len, rest) = stored.split_first()?;
     rest.split_at_checked(usize::from(*len))
 }
@@ -33,6 +90,9 @@ pub enum Kind {
     Value = 1,
     /// The key has a value with a content type, which stands before the value: its length in a byte, then itself.
     TypedValue = 2,
+    /// The key has a value with an expiry, or had one that has expired. [`EXPIRY_LEN`] bytes come first, then what a value
+    /// or a typed value has.
+    Expiring = 3,
 }
 
 /// An internal key taken apart, borrowed from where it is stored.
@@ -76,6 +136,7 @@ pub fn decode_suffix(suffix: &[u8; SUFFIX_LEN]) -> Option<(Timestamp, Kind)> {
         0 => Kind::Tombstone,
         1 => Kind::Value,
         2 => Kind::TypedValue,
+        3 => Kind::Expiring,
         _ => return None,
     };
     Some((Timestamp::from_u64(!u64::from_be_bytes(*inverted)), kind))
@@ -140,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_kind_of_a_later_version_is_refused() {
-        assert_eq!(InternalKey::decode(&[b'k', 0, 0, 0, 0, 0, 0, 0, 0, 3]), None);
+        assert_eq!(InternalKey::decode(&[b'k', 0, 0, 0, 0, 0, 0, 0, 0, 4]), None);
         assert_eq!(InternalKey::decode(&[0; 8]), None);
     }
 }

@@ -32,6 +32,10 @@
 //! scan:    all of them merged, the winner of each key, tombstones too
 //! ```
 //!
+//! A value may have an expiry. Nothing here looks at it when it is read: whoever reads knows what time it is. Flushes and
+//! compactions replace what [`Horizon`] says has expired for good by a tombstone that says when
+//! ([`Record::Expired`](crate::types::Record::Expired)), and tombstones they let go as [`TombstonePolicy`] allows.
+//!
 //! The order of records is that of their timestamps, given by whoever writes; there is no second clock and no sequence
 //! number. So a write needs no read before it, and a late, older record lands in its right place.
 //!
@@ -66,7 +70,7 @@ mod write_batch;
 
 pub use db::{Engine, EngineScan};
 pub use error::Error;
-pub use options::{Durability, Options, TombstonePolicy};
+pub use options::{Durability, Horizon, Options, TombstonePolicy};
 pub use read_only::ReadOnlyEngine;
 pub use sync_times::SyncTimes;
 pub use write_batch::WriteBatch;
@@ -152,8 +156,10 @@ pub struct EngineStats {
     pub table_records: u64,
     /// The lowest number of a table; `None` without tables.
     pub oldest_table: Option<u64>,
-    /// Tombstones in the tables.
+    /// Tombstones in the tables, those that expired values left among them.
     pub tombstones: u64,
+    /// Expired values whose bytes flushes and compactions let go.
+    pub expired: u64,
     /// Block cache hits and misses.
     pub cache_hits: u64,
     /// Block cache misses.

@@ -1,6 +1,45 @@
 //! How an engine is set up.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::types::{Expiry, Timestamp};
+
+/// Tells which values have expired so long ago that nobody can doubt it. The engine itself has no clock.
+#[derive(Clone)]
+pub struct Horizon(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Horizon {
+    /// `now` gives the moment before which an expiry must lie. It must never go back, not by a restart either: what
+    /// had expired once has expired.
+    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// The moment as it is now.
+    pub fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+impl Default for Horizon {
+    /// Nothing ever expires.
+    fn default() -> Self {
+        Self::new(|| Timestamp::ZERO)
+    }
+}
+
+impl fmt::Debug for Horizon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Horizon").field(&self.now()).finish()
+    }
+}
+
+/// Whether a value has expired for good by a [`Horizon`]'s reading.
+pub(super) fn is_beyond(horizon: Timestamp, expires_at: Expiry) -> bool {
+    expires_at.timestamp() < horizon
+}
 
 /// When a write becomes visible and is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +86,8 @@ pub struct Options {
     pub durability: Durability,
     /// Whether tombstones may go.
     pub tombstones: TombstonePolicy,
+    /// Which values flushes and compactions may take for expired, and let their bytes go.
+    pub horizon: Horizon,
     /// Open a damaged directory by dropping what is damaged, and report it in [`super::Recovery::damage`].
     pub drop_damaged: bool,
     /// Bytes of batches that may wait for their commit; beyond it writers get [`super::Error::Busy`].
@@ -69,6 +110,7 @@ impl Default for Options {
             bloom_size_l1: None,
             durability: Durability::Synced,
             tombstones: TombstonePolicy::Keep,
+            horizon: Horizon::default(),
             drop_damaged: false,
             queue_bytes_max: 128 << 20,
             commit_lane: crate::env::Lane::Commit,

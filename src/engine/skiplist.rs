@@ -6,7 +6,8 @@
 //! level 0   head ──► a@12 ─► a@9 ──► b@5(tomb) ─► b@3 ──────► c@7 ──► end
 //!
 //! a cell    timestamp u64 │ value_len u32 │ key_len u16 │ height u8 │ kind u8 │ tower: height pointers │ key │ value
-//!           of a typed value: length of the type in a byte │ type │ value, value_len bytes together
+//!           of a typed value: length of the type in a byte │ type │ value, value_len bytes together;
+//!           of one with an expiry that comes first (`internal_key`), and counts too
 //! ```
 //!
 //! Order: user key ascending, then the winner of two records of a key first ([`EntryRef::order`], the mirror of
@@ -32,7 +33,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
 use super::arena::Arena;
-use super::internal_key::{Kind, split_typed};
+use super::internal_key::{EXPIRY_LEN, Kind, Stored};
 use super::iter::EntryRef;
 use crate::types::{Record, Timestamp};
 
@@ -294,6 +295,10 @@ fn new_cell(arena: &mut Arena, entry: &EntryRef<'_>, height: usize) -> *mut Cell
         }
         ptr::copy_nonoverlapping(entry.key.as_ptr(), cell.add(tower_end), entry.key.len());
         let mut value_at = cell.add(tower_end + entry.key.len());
+        if let Some(head) = entry.stored().expiry_head() {
+            ptr::copy_nonoverlapping(head.as_ptr(), value_at, EXPIRY_LEN);
+            value_at = value_at.add(EXPIRY_LEN);
+        }
         if let Some(content_type) = entry.content_type {
             value_at.write(content_type.len() as u8); // at most ContentType::MAX_LEN
             ptr::copy_nonoverlapping(content_type.as_ptr(), value_at.add(1), content_type.len());
@@ -340,23 +345,21 @@ unsafe fn entry_of<'a>(cell: *mut Cell) -> Option<EntryRef<'a>> {
         let key_at = cell.cast::<u8>().add(HEADER + usize::from(header.height) * LINK).cast_const();
         let key = std::slice::from_raw_parts(key_at, usize::from(header.key_len));
         let stored = std::slice::from_raw_parts(key_at.add(key.len()), header.value_len as usize);
-        let (content_type, value) = if header.kind == Kind::Tombstone as u8 {
-            (None, None)
-        } else if header.kind == Kind::Value as u8 {
-            (None, Some(stored))
-        } else {
-            split_typed(stored)
-                .map(|(content_type, value)| (Some(content_type), Some(value)))
-                .unwrap_or_default()
+        let kind = match header.kind {
+            0 => Kind::Tombstone,
+            1 => Kind::Value,
+            2 => Kind::TypedValue,
+            _ => Kind::Expiring,
         };
-        Some(EntryRef { key, timestamp: Timestamp::from_u64(header.timestamp), value, content_type })
+        let stored = Stored::split(kind, stored).unwrap_or_default(); // as `new_cell` wrote it
+        Some(EntryRef::of_stored(key, Timestamp::from_u64(header.timestamp), stored))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ContentType, Value};
+    use crate::types::{ContentType, Expiry, Value};
 
     fn entry(key: &'static str, timestamp: u64, value: Option<&'static str>) -> EntryRef<'static> {
         EntryRef {
@@ -364,6 +367,7 @@ mod tests {
             timestamp: Timestamp::from_u64(timestamp),
             value: value.map(str::as_bytes),
             content_type: None,
+            expires_at: None,
         }
     }
 
@@ -437,11 +441,18 @@ mod tests {
         for timestamp in [1, 2].map(Timestamp::from_u64) {
             records.push(Record::tombstone(timestamp));
             for content_type in [None, ContentType::new(b"a/a"), ContentType::new(b"b/b")] {
-                let value = |text| Value::new(text).of_type(content_type.clone());
-                records.extend(["", "a", "b"].map(|text| Record::value(timestamp, value(text))));
+                for expires_at in [None, Expiry::from_u64(1), Expiry::from_u64(2)] {
+                    let value = |text| Value::new(text).of_type(content_type.clone()).expiring(expires_at);
+                    records.extend(["", "a", "b"].map(|text| Record::value(timestamp, value(text))));
+                }
             }
+            let ended = |end| Record::value(timestamp, Value::default().expiring(Expiry::from_u64(end)));
+            records.extend([1, 2].map(|end| ended(end).expired()));
         }
         for a in &records {
+            let list = SkipList::new(1);
+            list.insert(&as_entry(a));
+            assert_eq!(list.get(b"k").map(|entry| entry.to_record()).as_ref(), Some(a));
             for b in &records {
                 assert_eq!(as_entry(a).order(&as_entry(b)), b.precedence(a), "{a:?} {b:?}");
             }
@@ -464,6 +475,7 @@ mod tests {
                     timestamp: Timestamp::from_u64(timestamp),
                     value: value.as_deref(),
                     content_type: None,
+                    expires_at: None,
                 });
                 let order = (key, std::cmp::Reverse((timestamp, value.is_none(), value.clone())));
                 assert_eq!(inserted.is_new, model.insert(order), "seed {seed}");
@@ -507,6 +519,7 @@ mod tests {
                 timestamp: Timestamp::from_u64(number),
                 value: Some(&value),
                 content_type: None,
+                expires_at: None,
             });
             announced.store(number as usize + 1, Ordering::Release);
         }

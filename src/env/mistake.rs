@@ -25,11 +25,13 @@ pub enum Mistake {
     RetryUnderNewTimestamp,
     /// The clock's high-water mark is not kept, so a restart with the clock set back gives timestamps twice.
     TimestampReusedAfterRestart,
+    /// Compaction drops an expired value outright, though it still hides what it overwrote.
+    ExpiredForgotten,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::AckBeforeSync,
         Self::HintCountsAsAck,
         Self::ReplicaStampsItsOwnTime,
@@ -40,6 +42,7 @@ impl Mistake {
         Self::DirectoryNotSynced,
         Self::RetryUnderNewTimestamp,
         Self::TimestampReusedAfterRestart,
+        Self::ExpiredForgotten,
     ];
 }
 

@@ -628,26 +628,35 @@ struct ReplicaView<'a> {
     state: &'static str,
     timestamp: Option<u64>,
     size: Option<usize>,
+    /// When its value ends, or ended; and which of the two. Left out where there is no expiry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expired: Option<bool>,
     reason: Option<&'a str>,
 }
 
 impl<'a> ReplicaView<'a> {
     fn of((node, state): &'a (NodeId, ReplicaState)) -> Self {
-        let node = node.as_str();
+        let without = |state, reason| Self {
+            node: node.as_str(),
+            state,
+            timestamp: None,
+            size: None,
+            expires_at: None,
+            expired: None,
+            reason,
+        };
         match state {
             ReplicaState::Holds(record) => Self {
-                node,
-                state: if record.is_tombstone() { "tombstone" } else { "value" },
                 timestamp: Some(record.timestamp().as_u64()),
                 size: Some(record.value_len()),
-                reason: None,
+                expires_at: record.expires_at().map(answer::moment),
+                expired: record.expires_at().map(|_| record.is_tombstone()),
+                ..without(if record.is_tombstone() { "tombstone" } else { "value" }, None)
             },
-            ReplicaState::Missing => {
-                Self { node, state: "missing", timestamp: None, size: None, reason: None }
-            }
-            ReplicaState::Unreachable(reason) => {
-                Self { node, state: "unreachable", timestamp: None, size: None, reason: Some(reason) }
-            }
+            ReplicaState::Missing => without("missing", None),
+            ReplicaState::Unreachable(reason) => without("unreachable", Some(reason)),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Answers: the few shapes that every door shares.
 
+use std::time::{Duration, SystemTime};
+
 use bytes::Bytes;
 use hyper::header::{
     ALLOW, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
@@ -10,7 +12,7 @@ use serde::Serialize;
 use super::body::{Body, Budget};
 use super::status::{Fault, RETRY_AFTER_SECONDS};
 use crate::replication::{Acks, BatchReceipt, WriteError, WriteReceipt};
-use crate::types::{Record, Timestamp};
+use crate::types::{Expiry, Record, Timestamp, Ttl};
 
 /// The timestamp of what was written or read, decimal.
 pub const X_KV_TIMESTAMP: HeaderName = HeaderName::from_static("x-kv-timestamp");
@@ -22,6 +24,8 @@ pub const X_KV_OVERTAKEN: HeaderName = HeaderName::from_static("x-kv-overtaken")
 pub const X_KV_LOSSY: HeaderName = HeaderName::from_static("x-kv-lossy");
 /// Which request an answer and its log lines belong to.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// When a value ends, in RFC 3339.
+pub const X_KV_EXPIRES: HeaderName = HeaderName::from_static("x-kv-expires");
 /// Where the next page of a scan starts.
 pub const X_NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
 
@@ -95,6 +99,26 @@ pub fn of_write(mut response: Response<Body>, receipt: &WriteReceipt) -> Respons
     response
 }
 
+/// The same of a write that gave its key a value for so long.
+pub fn of_put(response: Response<Body>, receipt: &WriteReceipt, ttl: Option<Ttl>) -> Response<Body> {
+    let mut response = of_write(response, receipt);
+    expires(response.headers_mut(), ttl.map(|ttl| Expiry::after(receipt.timestamp, ttl)));
+    response
+}
+
+/// Says when a value ends, if it does.
+pub fn expires(headers: &mut HeaderMap, expires_at: Option<Expiry>) {
+    if let Some(expires_at) = expires_at {
+        headers.insert(X_KV_EXPIRES, ascii_header(moment(expires_at)));
+    }
+}
+
+/// When a value ends, in RFC 3339: `2026-11-21T16:45:01.250000Z`.
+pub fn moment(expires_at: Expiry) -> String {
+    let since_1970 = Duration::from_micros(expires_at.as_u64());
+    humantime::format_rfc3339_micros(SystemTime::UNIX_EPOCH + since_1970).to_string()
+}
+
 /// Says of a batch when its last item was written and where the worst of it stood.
 pub fn of_batch(mut response: Response<Body>, receipt: &BatchReceipt) -> Response<Body> {
     retry_later(&mut response);
@@ -118,13 +142,15 @@ pub fn of_value(mut response: Response<Body>, record: &Record) -> Response<Body>
     let headers = response.headers_mut();
     headers.insert(X_KV_TIMESTAMP, timestamp_header(record.timestamp()));
     headers.insert(ETAG, etag(record));
+    expires(headers, record.expires_at());
     response
 }
 
-/// Says of a key that has no value when it was deleted, if it was.
+/// Says of a key that has no value when it was deleted, or when the value that has expired was written and when it ended.
 pub fn of_absence(mut response: Response<Body>, record: Option<&Record>) -> Response<Body> {
     if let Some(record) = record {
         response.headers_mut().insert(X_KV_TIMESTAMP, timestamp_header(record.timestamp()));
+        expires(response.headers_mut(), record.expires_at());
     }
     response
 }
@@ -207,6 +233,14 @@ mod tests {
         ] {
             assert_eq!(acks_header(acks), acks.to_string());
         }
+    }
+
+    #[test]
+    fn a_moment_is_told_to_the_microsecond() {
+        let told = |micros| moment(Expiry::from_u64(micros).unwrap());
+        assert_eq!(told(1), "1970-01-01T00:00:00.000001Z");
+        assert_eq!(told(1_795_279_501_250_000), "2026-11-21T16:45:01.250000Z");
+        assert_eq!(moment(Expiry::at(Timestamp::MAX)), "2112-09-17T23:53:47.370495Z");
     }
 
     #[test]

@@ -170,4 +170,8 @@ impl Service for Door {
     async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         router::answer(self, request, peer).await
     }
+
+    fn ends_with_its_client(request: &Request<Incoming>) -> bool {
+        router::ends_with_its_client(request.uri().path())
+    }
 }

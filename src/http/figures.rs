@@ -124,6 +124,18 @@ pub fn of_node(coordinator: Option<&Coordinator>) -> Vec<Figure> {
         ),
         gauge("tombstones", "kvstore_tombstones", engine.tombstones, "Tombstones in tables."),
         counter(
+            "expired_dropped",
+            "kvstore_expired_dropped_total",
+            engine.expired,
+            "Expired values whose bytes flushes and compactions let go.",
+        ),
+        counter(
+            "expired_reads",
+            "kvstore_expired_reads_total",
+            paths.expired,
+            "Times a value on this node's disk was found to have expired.",
+        ),
+        counter(
             "cache_hits",
             "kvstore_block_cache_hits_total",
             engine.cache_hits,

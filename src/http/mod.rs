@@ -24,6 +24,7 @@ pub mod events;
 pub mod figures;
 pub mod load;
 pub mod metrics;
+pub mod openapi;
 pub mod page;
 pub mod process;
 pub mod prometheus;

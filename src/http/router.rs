@@ -16,9 +16,9 @@ use super::access::{self, Access};
 use super::answer::X_REQUEST_ID;
 use super::api::Door;
 use super::body::Body;
-use super::dialects::{Dialect, blobs, own, plain, scan, simple, vikdb};
+use super::dialects::{Dialect, blobs, delete_range, own, plain, scan, simple, vikdb};
 use super::status::Fault;
-use super::{admin, answer, events, page};
+use super::{admin, answer, events, openapi, page};
 use crate::util::request_id::RequestId;
 
 /// Which paths are meant.
@@ -108,6 +108,8 @@ routes! {
     Scan "scan": ["GET", "HEAD"], Is("/scan"), Plain, Scan, Read;
     Delete "delete": ["POST"], Is("/delete"), Plain, Delete, Write;
 
+    DeleteRange "delete_range": ["POST"], Is("/delete-range"), Plain, Delete, Write;
+
     SimpleSet "simple_set": ["POST"], Is("/set"), Plain, Write, Write;
     SimpleDelete "simple_delete": ["DELETE"], Is("/del"), Plain, Delete, Write;
 
@@ -126,12 +128,14 @@ routes! {
     OwnGetMany "v1_get_many": ["POST"], Is("/v1/kv:get"), Own, Read, Read;
     OwnPutMany "v1_put_many": ["POST"], Is("/v1/kv:put"), Own, Batch, Write;
     OwnDeleteMany "v1_delete_many": ["POST"], Is("/v1/kv:delete"), Own, Delete, Write;
+    OwnDeleteRange "v1_delete_range": ["POST"], Is("/v1/kv:delete-range"), Own, Delete, Write;
     OwnPut "v1_put": ["PUT"], Under("/v1/kv/"), Own, Write, Write;
     OwnGet "v1_get": ["GET", "HEAD"], Under("/v1/kv/"), Own, Read, Read;
     OwnDelete "v1_delete": ["DELETE"], Under("/v1/kv/"), Own, Delete, Write;
 
     Page "page": ["GET", "HEAD"], Is("/"), Plain, Other, Admin;
     Events "events": ["GET", "HEAD"], Is("/events"), Plain, Other, Admin;
+    OpenApi "openapi": ["GET", "HEAD"], Is("/openapi.json"), Plain, Other, Open;
     Explain "explain": ["GET", "HEAD"], Is("/explain"), Plain, Other, Read;
     Metrics "metrics": ["GET", "HEAD"], Is("/metrics"), Plain, Other, Read;
     Health "health": ["GET", "HEAD"], Is("/health"), Plain, Other, Read;
@@ -195,6 +199,13 @@ pub fn find(method: &Method, path: &str) -> Found {
         of_path.get_or_insert(row);
     }
     Found { route: of_path.map_or(Route::Unknown, |row| row.route), allowed: false }
+}
+
+/// Whether what a path asks for goes on for long, and only for as long as somebody waits for it. Asked of every request,
+/// before the table is.
+pub fn ends_with_its_client(path: &str) -> bool {
+    let is_of = |route: Route| matches!(route.row().pattern, Is(whole) if whole == path);
+    path.ends_with("delete-range") && (is_of(Route::DeleteRange) || is_of(Route::OwnDeleteRange))
 }
 
 /// The methods that a route's paths know, as `Allow` lists them.
@@ -267,6 +278,9 @@ async fn dispatch(
         // Boxed: they are large and rare, and would make every connection's future as large.
         Route::Batch => Box::pin(plain::batch(door, request)).await,
         Route::Scan => Box::pin(scan::scan(door, &request)).await,
+        Route::DeleteRange | Route::OwnDeleteRange => {
+            Box::pin(delete_range::delete_range(door, route, &request)).await
+        }
         Route::SimpleSet => simple::set(door, request).await,
         Route::SimpleDelete => Box::pin(simple::delete(door, &request)).await,
         Route::VikdbPut => vikdb::put(door, request).await,
@@ -276,6 +290,7 @@ async fn dispatch(
         Route::VikdbBatch => Box::pin(vikdb::batch(door, request)).await,
         Route::Page => Ok(page::page()),
         Route::Events => events::events(door, &request),
+        Route::OpenApi => Ok(openapi::document(&request)),
         Route::BlobPut => blobs::put(door, request).await,
         Route::BlobGet => blobs::get(door, &request).await,
         Route::BlobDelete => blobs::delete(door, &request).await,

@@ -39,6 +39,12 @@ pub trait Service: Clone + Send + Sync + 'static {
         request: Request<Incoming>,
         peer: SocketAddr,
     ) -> impl Future<Output = Response<Body>> + Send;
+
+    /// Whether making the answer is to end when the peer closes its side. Otherwise it goes on: a peer that has closed the
+    /// side it writes to may listen still.
+    fn ends_with_its_client(_request: &Request<Incoming>) -> bool {
+        false
+    }
 }
 
 /// Bounds on connections.
@@ -178,6 +184,9 @@ async fn connection<S: Service>(
     let io = TokioIo::new(PatientStream::new(stream, limits.timeouts, pace.clone()));
     let answer = service_fn(|request: Request<Incoming>| {
         pace.begin();
+        if S::ends_with_its_client(&request) {
+            pace.watch();
+        }
         let guard = AnswerGuard { pace: pace.clone() };
         let service = service.clone();
         async move {

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{StartError, engine_options, part};
 use crate::cluster::Ring;
 use crate::config::Config;
 use crate::engine::{self, Engine};
 use crate::env::{Env, Mistake, VfsLock};
-use crate::hlc::{ClockKeeper, keeper};
+use crate::hlc::{ClockKeeper, Hlc, keeper};
 use crate::replication::Standing;
 use crate::replication::identity::{self, Founding, Identity, IdentityFile};
 use crate::types::{NodeId, Timestamp};
@@ -47,7 +48,7 @@ pub(super) fn open(config: &Config, env: &Env, own: &NodeId, ring: &Ring) -> Res
         (identity.standing, identity.has_voted) = (Standing::Voting, true);
     }
     save(env, dir, &identity)?;
-    let (engine, newest) = open_engine(config, env, ring, &mut identity)?;
+    let (engine, newest) = open_engine(config, env, ring, clock.hlc(), &mut identity)?;
     if !replicated && identity.standing != Standing::Voting {
         // There is nobody to read from: what this disk has is all there is.
         (identity.standing, identity.has_voted) = (Standing::Voting, true);
@@ -189,10 +190,11 @@ fn open_engine(
     config: &Config,
     env: &Env,
     ring: &Ring,
+    hlc: &Arc<Hlc>,
     identity: &mut Identity,
 ) -> Result<(Engine, Timestamp), StartError> {
     let path = part(&config.dir, DATA);
-    let options = engine_options(config, ring);
+    let options = engine_options(config, ring, hlc);
     if identity.has_voted && !has_data(env, &config.dir)? && !env.planted.has(Mistake::EmptyDiskVotes) {
         // An engine would be made anew here, and an empty one must not vote.
         let detail = format!("{} is gone, and this disk has voted", path.display());

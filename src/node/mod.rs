@@ -43,7 +43,7 @@ use crate::engine::{self, Engine, TombstonePolicy};
 use crate::env::{Env, Mistake, VfsLock};
 use crate::gossip::{FailureDetector, PingLoop, Pings};
 use crate::hints::{self, HintReplayer, HintStore};
-use crate::hlc::ClockKeeper;
+use crate::hlc::{ClockKeeper, Hlc};
 use crate::replication::facts::FactsKeeper;
 use crate::replication::identity::IdentityFile;
 use crate::replication::replica::Replica;
@@ -282,7 +282,19 @@ fn tombstones_of(members: usize) -> TombstonePolicy {
     }
 }
 
-fn engine_options(config: &Config, ring: &Ring) -> engine::Options {
+/// Before when a value must have expired for its bytes to go: `MAX_CLOCK_SKEW` before what this clock has reached.
+///
+/// With peers, by what it gave or heard from them, not by its own wall clock: that may be wrong, and bytes that went do not
+/// come back. Alone, there is only the wall clock, and nobody who could disagree.
+fn horizon(hlc: &Arc<Hlc>, ring: &Ring) -> engine::Horizon {
+    let (hlc, alone) = (hlc.clone(), ring.membership().members().len() <= 1);
+    engine::Horizon::new(move || {
+        let reached = if alone { hlc.now() } else { hlc.vouched() };
+        reached.minus(hlc.skew_max())
+    })
+}
+
+fn engine_options(config: &Config, ring: &Ring, hlc: &Arc<Hlc>) -> engine::Options {
     engine::Options {
         memtable_size: config.memtable_size,
         l0_files_max: config.l0_files_max,
@@ -294,6 +306,7 @@ fn engine_options(config: &Config, ring: &Ring) -> engine::Options {
         bloom_size_l0: config.bloom_size_l0,
         bloom_size_l1: config.bloom_size_l1,
         tombstones: tombstones(ring),
+        horizon: horizon(hlc, ring),
         ..engine::Options::default()
     }
 }

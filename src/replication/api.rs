@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::types::{Key, KeyRange, NodeId, Record, Timestamp, Value};
+use crate::types::{Key, KeyRange, NodeId, Record, Timestamp, Ttl, Value};
 
 /// How a write is to be made.
 #[derive(Debug, Clone, Copy, Default)]
@@ -27,8 +27,20 @@ pub struct ReadOptions {
 pub enum Mutation {
     /// Gives it a value.
     Put(Value),
+    /// Gives it a value that ends so long after the write's timestamp.
+    PutFor(Value, Ttl),
     /// Deletes it.
     Delete,
+}
+
+impl Mutation {
+    /// Gives it a value, for so long or for ever.
+    pub fn put(value: Value, ttl: Option<Ttl>) -> Self {
+        match ttl {
+            Some(ttl) => Self::PutFor(value, ttl),
+            None => Self::Put(value),
+        }
+    }
 }
 
 /// Where a write stood when it was answered. The four add up to N.
@@ -270,6 +282,8 @@ pub struct ReplicationStats {
     pub hedged_reads: u64,
     /// Records received by rebuilds.
     pub rebuilt_records: u64,
+    /// Times this node found that a value of its disk had expired.
+    pub expired: u64,
     /// Bytes of requests in flight.
     pub inflight_bytes: u64,
 }

@@ -71,7 +71,7 @@ pub(super) fn plan(ring: &Ring, items: &[(Key, Mutation)]) -> Vec<Chunk> {
 pub(super) fn weight(key: &Key, mutation: &Mutation) -> usize {
     const CARRIER: usize = 128; // the structs around them, measured in sizes of pointers, not to the byte
     let value_len = match mutation {
-        Mutation::Put(value) => value.len(),
+        Mutation::Put(value) | Mutation::PutFor(value, _) => value.len(),
         Mutation::Delete => 0,
     };
     key.as_bytes().len() + value_len + CARRIER

@@ -24,7 +24,7 @@ use crate::engine::EngineStats;
 use crate::env::Mistake;
 use crate::gossip::Liveness;
 use crate::rpc::{ReplicaRequest, ReplicaResponse};
-use crate::types::{Key, NodeId, Record, Timestamp, Value};
+use crate::types::{Expiry, Key, NodeId, Record, Timestamp, Value};
 
 /// Serves clients' requests on one node. A clone is the same coordinator.
 #[derive(Debug, Clone)]
@@ -45,15 +45,16 @@ impl Coordinator {
         value: Value,
         options: WriteOptions,
     ) -> Result<WriteReceipt, WriteError> {
-        self.mutate(key, Mutation::Put(value), options).await
+        self.write(key, Mutation::Put(value), options).await
     }
 
     /// Deletes a key; returns once W replicas have the tombstone on disk. Dropping the future does not stop it.
     pub async fn delete(&self, key: Key, options: WriteOptions) -> Result<WriteReceipt, WriteError> {
-        self.mutate(key, Mutation::Delete, options).await
+        self.write(key, Mutation::Delete, options).await
     }
 
-    async fn mutate(
+    /// Changes a key; returns once W replicas have that on disk. Dropping the future does not stop it.
+    pub async fn write(
         &self,
         key: Key,
         mutation: Mutation,
@@ -299,6 +300,10 @@ impl Mutation {
     fn at(self, timestamp: Timestamp) -> Record {
         match self {
             Self::Put(value) => Record::value(timestamp, value),
+            // By the write's own clock, so that whoever is told the timestamp and the ttl knows the end.
+            Self::PutFor(value, ttl) => {
+                Record::value(timestamp, value.expiring(Some(Expiry::after(timestamp, ttl))))
+            }
             Self::Delete => Record::tombstone(timestamp),
         }
     }

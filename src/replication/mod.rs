@@ -56,6 +56,7 @@ pub mod api;
 mod batch;
 pub mod checkpoint;
 pub mod coordinator;
+mod expiry;
 pub mod facts;
 pub mod hot_keys;
 pub mod identity;

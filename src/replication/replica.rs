@@ -15,8 +15,8 @@
 
 use std::sync::Arc;
 
-use super::scan;
 use super::shared::{Shared, count};
+use super::{expiry, scan};
 use crate::engine::{Error, WriteBatch, Written};
 use crate::env::Mistake;
 use crate::hints;
@@ -136,6 +136,7 @@ pub(super) async fn apply(
 pub(super) async fn look_up(shared: &Shared, key: &Key) -> Result<Held, Refusal> {
     let voting = shared.standing.is_voting();
     let record = shared.store.get(key).await.map_err(|error| damage(shared, key, &error))?;
+    let record = expiry::as_of_now(shared, record).await;
     Ok(Held { voting: voting && shared.standing.is_voting(), record })
 }
 
@@ -155,7 +156,9 @@ pub(super) fn restamp(shared: &Shared, items: &mut [(Key, Record)]) {
     for (_, record) in items {
         let Ok(own) = shared.hlc.tick() else { continue };
         match record {
-            Record::Value { timestamp, .. } | Record::Tombstone { timestamp } => *timestamp = own,
+            Record::Value { timestamp, .. }
+            | Record::Tombstone { timestamp }
+            | Record::Expired { timestamp, .. } => *timestamp = own,
         }
     }
 }

@@ -21,8 +21,8 @@ use futures_util::future::join_all;
 
 use super::Failure;
 use super::api::{NotSent, ReadError, ScanOptions, ValuePage};
-use super::replica;
 use super::shared::{Shared, count};
+use super::{expiry, replica};
 use crate::cluster::Ring;
 use crate::engine::{self, Engine};
 use crate::env::Lane;
@@ -58,6 +58,7 @@ pub async fn serve_page(shared: &Arc<Shared>, request: ScanRequest) -> Result<Sc
         let job = move || page.collect(&engine, wanted);
         page = shared.env.pool.run(Lane::Read, job).await.map_err(|error| refusal(shared, &error))?;
     }
+    expiry::all_as_of_now(shared, &mut page.items).await;
     let voting = voting && shared.standing.is_voting();
     Ok(ScanPage {
         voting,

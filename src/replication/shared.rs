@@ -205,6 +205,8 @@ pub struct Counters {
     pub hedged_reads: AtomicU64,
     /// Records received by rebuilds.
     pub rebuilt_records: AtomicU64,
+    /// Times this node found that a value of its disk had expired.
+    pub expired: AtomicU64,
 }
 
 /// Adds to a counter.
@@ -427,6 +429,7 @@ impl Shared {
             peer_failures: read(&counters.peer_failures),
             hedged_reads: read(&counters.hedged_reads),
             rebuilt_records: read(&counters.rebuilt_records),
+            expired: read(&counters.expired),
             inflight_bytes: self.inflight_bytes.load(Ordering::Relaxed) as u64,
         }
     }

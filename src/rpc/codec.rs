@@ -58,7 +58,9 @@ pub fn encode_request(
         ReplicaRequest::Read { key } => out.put_slice(key.as_bytes()),
         ReplicaRequest::ReadVersions { keys } => {
             put_varint(out, keys.len() as u64);
-            keys.iter().for_each(|key| put_bytes(out, key.as_bytes()));
+            for key in keys {
+                put_bytes(out, key.as_bytes());
+            }
         }
         ReplicaRequest::Scan(scan) => put_scan(out, scan),
         ReplicaRequest::AskLoad => {}
@@ -93,7 +95,9 @@ pub fn encode_response(response: &Response, request_id: u64, out: &mut BytesMut)
         ReplicaResponse::Versions { voting, held } => {
             put_flag(out, *voting);
             put_varint(out, held.len() as u64);
-            held.iter().for_each(|held| put_held(out, held));
+            for held in held {
+                put_held(out, held);
+            }
         }
         ReplicaResponse::Page(page) => {
             put_flag(out, page.voting);

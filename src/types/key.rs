@@ -1,10 +1,12 @@
-//! Keys and values: any bytes, cheap to clone, their length checked once; and what type a value says it is of.
+//! Keys and values: any bytes, cheap to clone, their length checked once; and of what type a value says it is, and until when.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+use super::Expiry;
 
 /// A key: 1 to [`Key::MAX_LEN`] bytes of any kind. Ordered bytewise. A clone shares the bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,25 +106,33 @@ impl fmt::Debug for ContentType {
     }
 }
 
-/// A value: any bytes, none included, and perhaps what type they are of. A clone shares them.
+/// A value: any bytes, none included, and perhaps what type they are of and until when it holds. A clone shares them.
 ///
-/// Ordered by the bytes, then by the type, a value without one first.
+/// Ordered by the bytes, then by the type, a value without one first, then by the expiry; [`super::Record`] looks at that
+/// before all else.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Value {
     bytes: Bytes,
     content_type: Option<ContentType>,
+    expires_at: Option<Expiry>,
 }
 
 impl Value {
     /// Wraps bytes. Their length is checked where they come in: `MAX_VALUE_SIZE` is a setting.
     pub fn new(bytes: impl Into<Bytes>) -> Self {
-        Self { bytes: bytes.into(), content_type: None }
+        Self { bytes: bytes.into(), content_type: None, expires_at: None }
     }
 
     /// The same bytes, of this type.
     #[must_use]
     pub fn of_type(self, content_type: Option<ContentType>) -> Self {
         Self { content_type, ..self }
+    }
+
+    /// The same value, until then; `None`: for ever.
+    #[must_use]
+    pub fn expiring(self, expires_at: Option<Expiry>) -> Self {
+        Self { expires_at, ..self }
     }
 
     /// The value's bytes.
@@ -138,6 +148,11 @@ impl Value {
     /// The type its writer gave it.
     pub fn content_type(&self) -> Option<&ContentType> {
         self.content_type.as_ref()
+    }
+
+    /// When it ends, if its writer said so.
+    pub fn expires_at(&self) -> Option<Expiry> {
+        self.expires_at
     }
 
     /// How many bytes there are.
@@ -157,7 +172,8 @@ impl fmt::Debug for Value {
             None => write!(f, "\"{}\"", self.bytes.escape_ascii())?,
             Some(start) => write!(f, "\"{}\"… {} bytes", start[..32].escape_ascii(), self.bytes.len())?,
         }
-        self.content_type.as_ref().map_or(Ok(()), |content_type| write!(f, " ({content_type:?})"))
+        self.content_type.as_ref().map_or(Ok(()), |content_type| write!(f, " ({content_type:?})"))?;
+        self.expires_at.map_or(Ok(()), |expires_at| write!(f, " until {expires_at:?}"))
     }
 }
 

@@ -6,4 +6,4 @@ pub mod timestamp;
 
 pub use key::{ContentType, Key, KeyRange, Value};
 pub use record::{Record, Version};
-pub use timestamp::{NodeId, Timestamp};
+pub use timestamp::{Expiry, NodeId, Timestamp, Ttl};

@@ -1,6 +1,7 @@
 //! Timestamps order records; node identities name who holds them.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +51,13 @@ impl Timestamp {
         Self(self.0.saturating_add(micros.saturating_mul(1 << Self::COUNTER_BITS)))
     }
 
+    /// The timestamp this much wall time earlier.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX >> Self::COUNTER_BITS);
+        Self(self.0.saturating_sub(micros.saturating_mul(1 << Self::COUNTER_BITS)))
+    }
+
     /// How much wall time lies between `earlier` and this; zero when `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.micros().saturating_sub(earlier.micros()))
@@ -65,6 +73,64 @@ impl fmt::Debug for Timestamp {
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// When a value ends: a microsecond since 1970, set once by the coordinator of its write.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Expiry(NonZeroU64);
+
+impl Expiry {
+    /// The end of what is written at `timestamp` for `ttl`.
+    pub fn after(timestamp: Timestamp, ttl: Ttl) -> Self {
+        Self::at(timestamp.plus(ttl.as_duration()))
+    }
+
+    /// The microsecond that a timestamp lies in, and the first after 1970 began at the least.
+    pub fn at(timestamp: Timestamp) -> Self {
+        Self(NonZeroU64::new(timestamp.micros()).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// Microseconds since 1970: as it is stored and sent.
+    pub fn as_u64(self) -> u64 {
+        self.0.get()
+    }
+
+    /// What was stored or sent as `raw`; zero is none.
+    pub fn from_u64(raw: u64) -> Option<Self> {
+        NonZeroU64::new(raw).map(Self)
+    }
+
+    /// The first timestamp at which it is over.
+    pub fn timestamp(self) -> Timestamp {
+        Timestamp::from_micros(self.0.get())
+    }
+}
+
+impl fmt::Debug for Expiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}µs", self.0)
+    }
+}
+
+/// How long a value is to live: [`Ttl::MIN`] to [`Ttl::MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ttl(Duration);
+
+impl Ttl {
+    /// A millisecond.
+    pub const MIN: Duration = Duration::from_millis(1);
+    /// Twenty years: an expiry stays far from where timestamps end.
+    pub const MAX: Duration = Duration::from_secs(7300 * 86_400);
+
+    /// Checks the bounds.
+    pub fn new(duration: Duration) -> Option<Self> {
+        (Self::MIN..=Self::MAX).contains(&duration).then_some(Self(duration))
+    }
+
+    /// How long.
+    pub fn as_duration(self) -> Duration {
+        self.0
     }
 }
 
@@ -96,5 +162,27 @@ impl fmt::Debug for NodeId {
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expiry_lies_its_ttl_behind_the_timestamp_and_never_before_1970() {
+        let written = Timestamp::from_u64(Timestamp::from_micros(5_000_000).as_u64() + 77);
+        let expiry = Expiry::after(written, Ttl::new(Duration::from_millis(250)).unwrap());
+        assert_eq!((expiry.as_u64(), expiry.timestamp()), (5_250_000, Timestamp::from_micros(5_250_000)));
+        assert_eq!(Expiry::from_u64(expiry.as_u64()), Some(expiry));
+        assert_eq!((Expiry::from_u64(0), Expiry::at(Timestamp::ZERO).as_u64()), (None, 1));
+    }
+
+    #[test]
+    fn a_ttl_is_a_millisecond_at_least_and_twenty_years_at_most() {
+        for bad in [Duration::ZERO, Duration::from_micros(999), Ttl::MAX + Duration::from_micros(1)] {
+            assert_eq!(Ttl::new(bad), None, "{bad:?}");
+        }
+        assert!(Ttl::new(Ttl::MIN).is_some() && Ttl::new(Ttl::MAX).is_some());
     }
 }

@@ -1,4 +1,4 @@
-//! Small things without an opinion: byte coding, signals to many listeners, a handful of futures, tokens, request ids.
+//! Small things without an opinion: byte coding, signals to many listeners, a handful of futures, tokens, request ids, units.
 
 pub mod coding;
 pub mod few;
@@ -7,3 +7,4 @@ pub mod request_id;
 pub mod shutdown;
 pub mod ticker;
 pub mod tokens;
+pub mod units;

@@ -4,6 +4,7 @@
 //! between requests   no byte            idle_timeout      closed
 //! a request's head   begun, not ended   header_timeout    closed
 //! an answer          not taken          write_timeout     cut
+//!                    its client leaves  (if watched)      cut: what makes the answer ends
 //! the end            unread input       linger            read and dropped, so that the answer is not lost to a reset
 //! ```
 //!
@@ -19,7 +20,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct Timeouts {
 pub struct Pace {
     /// Counts up when a request begins and when it ends: even between requests, odd while one is answered.
     state: AtomicU64,
+    /// Whether the answer being made is for nobody once the peer has closed its side.
+    is_watched: AtomicBool,
 }
 
 impl Pace {
@@ -62,8 +65,15 @@ impl Pace {
         self.state.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The answer to it is long in the making, and ends when the peer closes its side. To others that only says that it
+    /// asks no more: a peer that has closed one side cannot be told from one that has closed both.
+    pub fn watch(&self) {
+        self.is_watched.store(true, Ordering::Relaxed);
+    }
+
     /// Its answer is made and handed over.
     pub fn end(&self) {
+        self.is_watched.store(false, Ordering::Relaxed);
         if self.state() != Self::UPGRADED {
             self.state.fetch_add(1, Ordering::Relaxed);
         }
@@ -196,6 +206,16 @@ impl PatientStream {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether the peer has closed its side while an answer is made that ends with it. The library does not look.
+    fn has_left(&self, cx: &mut Context<'_>) -> bool {
+        let mut byte = [0];
+        self.pace.is_watched.load(Ordering::Relaxed)
+            && matches!(
+                self.stream.get_ref().poll_peek(cx, &mut ReadBuf::new(&mut byte)),
+                Poll::Ready(Ok(0) | Err(_))
+            )
+    }
+
     fn stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if self.pace.state() != Pace::UPGRADED
             && self.write_timer.has_fired(Purpose::Write, 0, self.timeouts.write, cx)
@@ -291,6 +311,10 @@ impl AsyncWrite for PatientStream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_instead(cx))?;
+        // The library comes by here whenever the connection's task is woken, also while it only waits for an answer.
+        if this.has_left(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(this.stream.get_mut()).poll_flush(cx)
     }
 

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use kvstore::cluster::Member;
@@ -12,9 +13,9 @@ use kvstore::config::Config;
 use kvstore::env::vfs_mem::MemVfs;
 use kvstore::env::{Clock, Env, Planted, Pool, Rng, Tasks};
 use kvstore::node::{Node, StartError};
-use kvstore::replication::{Coordinator, ReadOptions, ScanOptions, WriteOptions};
+use kvstore::replication::{Coordinator, Mutation, ReadOptions, ScanOptions, WriteOptions};
 use kvstore::rpc::{BoxFuture, Error, Handler, ReplicaRequest, Request, Response, Transport};
-use kvstore::types::{Key, NodeId, Record, Value};
+use kvstore::types::{Key, NodeId, Record, Ttl, Value};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -28,6 +29,20 @@ pub struct VirtualClock {
 impl Clock for VirtualClock {
     fn wall_micros(&self) -> u64 {
         self.micros + self.started.elapsed().as_micros() as u64
+    }
+}
+
+/// A node's own clock, which may be off.
+#[derive(Debug)]
+struct NodeClock {
+    right: Arc<VirtualClock>,
+    /// By how many microseconds it is ahead.
+    offset: AtomicI64,
+}
+
+impl Clock for NodeClock {
+    fn wall_micros(&self) -> u64 {
+        self.right.wall_micros().saturating_add_signed(self.offset.load(Ordering::Relaxed))
     }
 }
 
@@ -107,7 +122,7 @@ pub struct Ring {
     pub disks: Vec<MemVfs>,
     pub configs: Vec<Config>,
     pub planted: Planted,
-    clock: Arc<VirtualClock>,
+    clocks: Vec<Arc<NodeClock>>,
     running: Vec<Option<Running>>,
     starts: u64,
 }
@@ -131,14 +146,16 @@ impl Ring {
             read_quorum: quorum,
             ..Config::default()
         };
+        let right = Arc::new(VirtualClock { started: Instant::now(), micros: 1_700_000_000_000_000 });
+        let clock = || Arc::new(NodeClock { right: right.clone(), offset: AtomicI64::new(0) });
         Self {
             network: Network::default(),
+            clocks: names.iter().map(|_| clock()).collect(),
             configs: names.iter().map(config).collect(),
             disks: names.iter().map(|_| MemVfs::new()).collect(),
             running: names.iter().map(|_| None).collect(),
             names,
             planted: Planted::default(),
-            clock: Arc::new(VirtualClock { started: Instant::now(), micros: 1_700_000_000_000_000 }),
             starts: 0,
         }
     }
@@ -161,7 +178,7 @@ impl Ring {
         let tasks = Tasks::abortable();
         Env {
             fs: Arc::new(self.disks[node].clone()),
-            clock: self.clock.clone(),
+            clock: self.clocks[node].clone(),
             pool: Pool::simulated(tasks.clone(), rng.fork(), Duration::from_micros(200)),
             rng,
             tasks,
@@ -205,6 +222,11 @@ impl Ring {
     pub async fn wipe(&mut self, node: usize) {
         self.crash(node).await;
         self.disks[node] = MemVfs::new();
+    }
+
+    /// Sets a node's clock so that it is this many milliseconds ahead.
+    pub fn set_clock_ahead(&self, node: usize, millis: i64) {
+        self.clocks[node].offset.store(millis * 1000, Ordering::Relaxed);
     }
 
     /// Lets nothing pass between two nodes.
@@ -261,6 +283,14 @@ impl Ring {
             .put(key_of(key), value, WriteOptions::default())
             .await
             .expect("the write is acknowledged");
+    }
+
+    /// Writes one value that ends after so many milliseconds, at the default quorum.
+    pub async fn put_for(&self, node: usize, key: &str, value: &str, millis: u64) {
+        let value = Value::new(value.as_bytes().to_vec());
+        let mutation = Mutation::put(value, Ttl::new(Duration::from_millis(millis)));
+        let written = self.at(node).write(key_of(key), mutation, WriteOptions::default()).await;
+        written.expect("the write is acknowledged");
     }
 
     /// Deletes one key at the default quorum.

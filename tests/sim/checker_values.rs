@@ -8,12 +8,14 @@
 //! An unanswered write may take effect at any time after its start, or never. So may an overtaken one, which met a
 //! timestamp as new that was acknowledged, or read, before it started: last writer wins lets it lose at once.
 //! Deletions write "nothing", which is not unique; those of unknown outcome are taken in the order they started.
+//! A value that is written for a time may be followed by a deletion of its own, which finds that value or does nothing.
+//! When that may be, it does not know: the workload looks at the clocks.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use kvstore::types::Timestamp;
 
-use super::history::{Action, Operation, Outcome, ValueId};
+use super::history::{Action, Operation, Outcome, ValueId, ttl_of};
 
 /// How many steps a search may take for one key.
 const STEPS_MAX: usize = 2_000_000;
@@ -28,6 +30,8 @@ struct Step {
     is_read: bool,
     /// Whether it may also never take effect.
     optional: bool,
+    /// It takes effect only over this value.
+    over: Option<ValueId>,
 }
 
 /// Returns what is wrong with a history, a line a key.
@@ -63,18 +67,24 @@ fn steps(operations: &[&Operation]) -> Vec<Step> {
         };
         let step = match (operation.outcome, operation.end) {
             (Outcome::Seen(seen), Some(end)) => {
-                Step { start, end, value: seen.and_then(|seen| seen.value), is_read: true, optional: false }
+                let value = seen.and_then(|seen| seen.value);
+                Step { start, end, value, is_read: true, optional: false, over: None }
             }
             (Outcome::Acknowledged { .. }, Some(end)) if !overtaken => {
-                Step { start, end, value: written, is_read: false, optional: false }
+                Step { start, end, value: written, is_read: false, optional: false, over: None }
             }
             (Outcome::NotSent, _) => continue,
             _ if operation.action == Action::Get => continue,
-            _ => Step { start, end: u64::MAX, value: written, is_read: false, optional: true },
+            _ => Step { start, end: u64::MAX, value: written, is_read: false, optional: true, over: None },
         };
         let unseen = step.optional && step.value.is_some_and(|value| !read.contains(&value));
         if !unseen {
             steps.push(step);
+        }
+        if written.and_then(ttl_of).is_some() {
+            // Of a write that is left out, its end is what may be seen of it.
+            let over = written.filter(|_| !unseen);
+            steps.push(Step { start, end: u64::MAX, value: None, is_read: false, optional: true, over });
         }
     }
     steps.sort_by_key(|step| step.start);
@@ -204,6 +214,10 @@ impl Search {
                 if step.value == self.value {
                     return vec![number]; // taking it now can only help
                 }
+            } else if step.over.is_some() {
+                if may_leave && step.over == self.value {
+                    found.push(number);
+                }
             } else if may_leave {
                 let another_deletion = step.optional && step.value.is_none();
                 if !another_deletion || !deletion_found {
@@ -260,7 +274,7 @@ impl Search {
             .filter(|number| !self.is_taken(*number))
             .take(6)
             .map(|number| {
-                let Step { start, end, value, is_read, optional } = self.steps[number];
+                let Step { start, end, value, is_read, optional, .. } = self.steps[number];
                 let what = if is_read { "read" } else { "write" };
                 let value = value.map_or("nothing".to_owned(), |value| value.to_string());
                 let end = if end == u64::MAX { "∞".to_owned() } else { end.to_string() };
@@ -279,8 +293,18 @@ impl Search {
 
 #[cfg(test)]
 mod tests {
-    use super::super::history::by_hand::{delete, get, gone, lost, miss, put};
+    use super::super::history::by_hand::{delete, expired, get, gone, lost, miss, put};
+    use super::super::history::expiring;
     use super::*;
+
+    #[test]
+    fn a_value_that_is_written_for_a_time_ends_once_and_ends_nothing_else() {
+        let id = expiring(10);
+        fine(&[put(1, 2, id, 1), get(3, 4, id, 1), expired(5, 6, id, 1), expired(7, 8, id, 1)]);
+        fine(&[put(1, 2, 9, 1), lost(3, id), get(4, 5, 9, 1), expired(6, 7, id, 2)]);
+        wrong(&[put(1, 2, id, 1), expired(3, 4, id, 1), get(5, 6, id, 1)]);
+        wrong(&[put(1, 2, id, 1), get(3, 4, id, 1), put(5, 6, 11, 2), get(7, 8, 11, 2), miss(9, 10)]);
+    }
 
     fn fine(history: &[Operation]) {
         assert_eq!(check(history), Vec::<String>::new());

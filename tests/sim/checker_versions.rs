@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvstore::types::Timestamp;
+use kvstore::types::{Expiry, Timestamp};
 
-use super::history::{Action, Operation, Outcome, Scanned, Seen, ValueId};
+use super::history::{Action, Operation, Outcome, Scanned, Seen, ValueId, ttl_of};
 
 /// What had been promised about a key at some moment.
 #[derive(Debug, Clone, Copy, Default)]
@@ -16,7 +16,8 @@ struct Floor {
     acknowledged: Timestamp,
     /// Which operation promised it.
     by_write: Option<usize>,
-    read: Timestamp,
+    /// The highest timestamp read, and whether its value was gone: once it is, it does not come back.
+    read: (Timestamp, bool),
     by_read: Option<usize>,
 }
 
@@ -40,7 +41,7 @@ pub fn check(operations: &[Operation], scans: &[Scanned]) -> Vec<String> {
 fn check_timestamps(operations: &[Operation], wrong: &mut Vec<String>) {
     let mut seen: BTreeMap<ValueId, Timestamp> = BTreeMap::new();
     for operation in operations {
-        if let Outcome::Seen(Some(Seen { timestamp, value: Some(value) })) = operation.outcome {
+        if let Outcome::Seen(Some(Seen { timestamp, value: Some(value), .. })) = operation.outcome {
             seen.insert(value, timestamp);
         }
     }
@@ -81,11 +82,12 @@ fn check_reads(operations: &[Operation], numbers: &[usize], wrong: &mut Vec<Stri
                 floor.by_write = Some(number);
             }
             Outcome::Seen(seen) => {
-                let timestamp = seen.map_or(Timestamp::ZERO, |seen| seen.timestamp);
+                let read =
+                    seen.map_or((Timestamp::ZERO, false), |seen| (seen.timestamp, seen.value.is_none()));
                 let promised = floors_at_start[&number];
-                describe(operations, number, timestamp, promised, wrong);
-                if timestamp > floor.read {
-                    floor.read = timestamp;
+                describe(operations, number, read, promised, wrong);
+                if read > floor.read {
+                    floor.read = read;
                     floor.by_read = Some(number);
                 }
             }
@@ -97,10 +99,11 @@ fn check_reads(operations: &[Operation], numbers: &[usize], wrong: &mut Vec<Stri
 fn describe(
     operations: &[Operation],
     number: usize,
-    timestamp: Timestamp,
+    read: (Timestamp, bool),
     promised: Floor,
     wrong: &mut Vec<String>,
 ) {
+    let (timestamp, _) = read;
     if timestamp < promised.acknowledged
         && let Some(write) = promised.by_write
     {
@@ -109,13 +112,12 @@ fn describe(
             _ => "an acknowledged write was lost, or the read was stale",
         };
         wrong.push(format!("versions: {what}: {:?} was before {:?}", operations[write], operations[number]));
-    } else if timestamp < promised.read
-        && let Some(read) = promised.by_read
+    } else if read < promised.read
+        && let Some(earlier) = promised.by_read
     {
-        wrong.push(format!(
-            "versions: reads went back: {:?} was before {:?}",
-            operations[read], operations[number]
-        ));
+        let what = if timestamp == promised.read.0 { "what was gone came back" } else { "reads went back" };
+        wrong
+            .push(format!("versions: {what}: {:?} was before {:?}", operations[earlier], operations[number]));
     }
 }
 
@@ -132,23 +134,28 @@ fn check_origins(operations: &[Operation], numbers: &[usize], wrong: &mut Vec<St
         }
     }
     for read in numbers.iter().map(|number| &operations[*number]) {
-        let Outcome::Seen(Some(Seen { timestamp, value })) = read.outcome else { continue };
+        let Outcome::Seen(Some(Seen { timestamp, value, expires_at })) = read.outcome else { continue };
         let before_its_end = |write: &Operation| read.end.is_some_and(|end| write.start < end);
         let known = match value {
             Some(value) => written.get(&value).is_some_and(|write| before_its_end(write)),
-            None => deletes.iter().any(|delete| {
-                before_its_end(delete)
-                    && match delete.outcome {
-                        Outcome::Acknowledged { at_least, at_most } => {
-                            (at_least..=at_most).contains(&timestamp)
-                        }
-                        _ => true,
-                    }
+            None if expires_at.is_some() => written.iter().any(|(value, write)| {
+                before_its_end(write)
+                    && ttl_of(*value).map(|ttl| Expiry::after(timestamp, ttl)) == expires_at
+                    && may_have(write, timestamp)
             }),
+            None => deletes.iter().any(|delete| before_its_end(delete) && may_have(delete, timestamp)),
         };
         if !known {
             wrong.push(format!("versions: read what nobody wrote: {read:?}"));
         }
+    }
+}
+
+/// Whether a write may have been given a timestamp.
+fn may_have(write: &Operation, timestamp: Timestamp) -> bool {
+    match write.outcome {
+        Outcome::Acknowledged { at_least, at_most } => (at_least..=at_most).contains(&timestamp),
+        _ => true,
     }
 }
 
@@ -167,7 +174,7 @@ fn check_scans(
             (Action::Put(value), Outcome::Acknowledged { at_least, at_most }) if at_least == at_most => {
                 timestamps.insert(value, at_least);
             }
-            (_, Outcome::Seen(Some(Seen { timestamp, value: Some(value) }))) => {
+            (_, Outcome::Seen(Some(Seen { timestamp, value: Some(value), .. }))) => {
                 timestamps.insert(value, timestamp);
             }
             _ => {}
@@ -190,7 +197,11 @@ fn check_scans(
                 wrong.push(format!("versions: scanned what nobody wrote: key {key}, value {value}"));
             }
             Some(value) => {
-                if let (Some((floor, write)), Some(timestamp)) = (floor, timestamps.get(&value))
+                let Some(timestamp) = timestamps.get(&value) else { continue };
+                if let Some(gone) = gone_before(mine(), scan.start).filter(|gone| timestamp <= gone) {
+                    wrong.push(format!("versions: a scan shows what was gone: key {key}, value {value} at {timestamp:?}, gone at {gone:?}"));
+                }
+                if let Some((floor, write)) = floor
                     && *timestamp < floor
                 {
                     wrong.push(format!("versions: a scan was stale: key {key}, value {value} at {timestamp:?}, after {write:?}"));
@@ -201,11 +212,16 @@ fn check_scans(
                 else {
                     continue;
                 };
+                let ends = |action| match action {
+                    Action::Delete => true,
+                    Action::Put(value) => ttl_of(value).is_some(),
+                    Action::Get => false,
+                };
                 let may_be_gone = mine().any(|delete| {
-                    delete.action == Action::Delete
+                    ends(delete.action)
                         && delete.start < scan.end
                         && match delete.outcome {
-                            // At equal timestamps the deletion wins.
+                            // At equal timestamps the deletion wins, and so does what ends first.
                             Outcome::Acknowledged { at_most, .. } => at_most >= floor,
                             Outcome::NotSent => false,
                             _ => true,
@@ -219,10 +235,38 @@ fn check_scans(
     }
 }
 
+/// The highest timestamp at which a read saw that a key has no value, before some moment.
+fn gone_before<'a>(operations: impl Iterator<Item = &'a Operation>, moment: u64) -> Option<Timestamp> {
+    let ended = operations.filter(|operation| operation.end.is_some_and(|end| end < moment));
+    ended
+        .filter_map(|operation| match operation.outcome {
+            Outcome::Seen(Some(Seen { timestamp, value: None, .. })) => Some(timestamp),
+            _ => None,
+        })
+        .max()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::history::by_hand::{delete, get, gone, lost, miss, put};
+    use super::super::history::by_hand::{delete, expired, get, gone, lost, miss, put};
+    use super::super::history::expiring;
     use super::*;
+
+    #[test]
+    fn an_expired_value_that_comes_back_is_seen() {
+        let id = expiring(10);
+        let gone_at_last = [put(1, 2, id, 5), get(3, 4, id, 5), expired(5, 6, id, 5), expired(7, 8, id, 5)];
+        assert_eq!(check(&gone_at_last, &[]), Vec::<String>::new());
+        let back = [put(1, 2, id, 5), expired(3, 4, id, 5), get(5, 6, id, 5)];
+        assert!(check(&back, &[])[0].contains("what was gone came back"));
+        let older = [put(1, 2, 9, 4), put(3, 4, id, 5), get(5, 6, 9, 4)];
+        assert!(check(&older, &[])[0].contains("lost"), "an expired value hides what it overwrote");
+        assert!(check(&[put(1, 2, 9, 5), expired(3, 4, id, 5)], &[])[0].contains("nobody wrote"));
+        let scan = |values| Scanned { start: 7, end: 8, values };
+        assert!(check(&back[..2], &[scan(vec![None])]).is_empty());
+        let seen = [put(1, 2, id, 5), get(3, 4, id, 5), expired(5, 6, id, 5)];
+        assert!(check(&seen, &[scan(vec![Some(id)])])[0].contains("what was gone"));
+    }
 
     #[test]
     fn reads_that_see_the_newest_write_are_fine() {

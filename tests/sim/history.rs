@@ -2,13 +2,28 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use kvstore::types::{Key, Timestamp, Value};
+use kvstore::types::{Expiry, Key, Timestamp, Ttl, Value};
 use parking_lot::Mutex;
 
 /// Values are unique, so that a read names the write it saw.
 pub type ValueId = u64;
+
+/// Set in the number of a value that is written for a time.
+const EXPIRING: ValueId = 1 << 63;
+
+/// The number of a value that is written for a time.
+pub fn expiring(id: ValueId) -> ValueId {
+    id | EXPIRING
+}
+
+/// For how long the value of a number is written, if not for ever: 200 to 6,000 milliseconds.
+pub fn ttl_of(id: ValueId) -> Option<Ttl> {
+    let millis = 200 + (id.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) % 5800;
+    (id & EXPIRING != 0).then(|| Ttl::new(Duration::from_millis(millis)).expect("within bounds"))
+}
 
 /// One write or read of one key; the items of a batch are operations of their own.
 #[derive(Clone)]
@@ -63,8 +78,10 @@ pub enum Outcome {
 pub struct Seen {
     /// Its timestamp.
     pub timestamp: Timestamp,
-    /// Its value; `None` for a tombstone.
+    /// Its value; `None` for a tombstone, and for a value that has expired.
     pub value: Option<ValueId>,
+    /// When the value ends, or ended.
+    pub expires_at: Option<Expiry>,
 }
 
 /// A page of a scan over all keys: each was current at some moment between start and end.
@@ -165,7 +182,9 @@ pub fn value_of(id: ValueId, len_max: usize) -> Value {
 /// Which number a value is of; `None` when no number has these bytes.
 pub fn id_of(value: &Value, len_max: usize) -> Option<ValueId> {
     let id = ValueId::from_be_bytes(*value.as_bytes().first_chunk()?);
-    (value_of(id, len_max) == *value).then_some(id)
+    let is_right = value_of(id, len_max).as_bytes() == value.as_bytes()
+        && ttl_of(id).is_some() == value.expires_at().is_some();
+    is_right.then_some(id)
 }
 
 /// Builds a history by hand, for tests of checkers.
@@ -192,7 +211,9 @@ pub mod by_hand {
 
     /// A read that saw a value at `timestamp`.
     pub fn get(start: u64, end: u64, value: ValueId, timestamp: u64) -> Operation {
-        let seen = Seen { timestamp: Timestamp::from_u64(timestamp), value: Some(value) };
+        let timestamp = Timestamp::from_u64(timestamp);
+        let expires_at = ttl_of(value).map(|ttl| Expiry::after(timestamp, ttl));
+        let seen = Seen { timestamp, value: Some(value), expires_at };
         Operation { action: Action::Get, outcome: Outcome::Seen(Some(seen)), ..put(start, end, 0, 0) }
     }
 
@@ -203,7 +224,15 @@ pub mod by_hand {
 
     /// A read that saw a tombstone.
     pub fn gone(start: u64, end: u64, timestamp: u64) -> Operation {
-        let seen = Seen { timestamp: Timestamp::from_u64(timestamp), value: None };
+        let seen = Seen { timestamp: Timestamp::from_u64(timestamp), value: None, expires_at: None };
+        Operation { action: Action::Get, outcome: Outcome::Seen(Some(seen)), ..put(start, end, 0, 0) }
+    }
+
+    /// A read that saw that the value of a number, written at `timestamp`, has expired.
+    pub fn expired(start: u64, end: u64, value: ValueId, timestamp: u64) -> Operation {
+        let timestamp = Timestamp::from_u64(timestamp);
+        let expires_at = ttl_of(value).map(|ttl| Expiry::after(timestamp, ttl));
+        let seen = Seen { timestamp, value: None, expires_at };
         Operation { action: Action::Get, outcome: Outcome::Seen(Some(seen)), ..put(start, end, 0, 0) }
     }
 }

@@ -82,11 +82,7 @@ impl Member for RealNode {
             }
             let mut outcomes = Vec::new();
             for (key, mutation) in items {
-                let written = match mutation {
-                    Mutation::Put(value) => coordinator.put(key, value, WriteOptions::default()).await,
-                    Mutation::Delete => coordinator.delete(key, WriteOptions::default()).await,
-                };
-                outcomes.push(match written {
+                outcomes.push(match coordinator.write(key, mutation, WriteOptions::default()).await {
                     Ok(receipt) => {
                         Outcome::Acknowledged { at_least: receipt.timestamp, at_most: receipt.timestamp }
                     }

@@ -44,13 +44,15 @@ pub struct Options {
 }
 
 /// How often clients ask for what, relative to each other.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Mix {
     pub puts: u64,
     pub deletes: u64,
     pub batches: u64,
     pub scans: u64,
     pub gets: u64,
+    /// The share of puts whose values are written for a time.
+    pub expiring: f64,
 }
 
 impl Mix {
@@ -80,7 +82,7 @@ impl Options {
     pub fn swarm(seed: u64) -> Self {
         let rng = Rng::from_seed(seed ^ 0x5EED_0F09_710A_5000);
         let faults = Faults::swarm(&rng);
-        Self {
+        let mut options = Self {
             seed,
             nodes: 3,
             storm: Duration::from_secs(60),
@@ -94,13 +96,16 @@ impl Options {
                 batches: [0, 5, 15][rng.below(0..3) as usize],
                 scans: [0, 2][rng.below(0..2) as usize],
                 gets: 45,
+                expiring: 0.0,
             },
             memtable_size: [8 << 10, 16 << 10, 64 << 10][rng.below(0..3) as usize],
             network_timeout: Duration::from_millis(rng.below(300..1500)),
             clock_skew_max: Duration::from_millis(500),
             pool_delay_max: Duration::from_micros([1000, 4000, 20_000][rng.below(0..3) as usize]),
             faults,
-        }
+        };
+        options.mix.expiring = [0.0, 0.2, 0.6][rng.below(0..3) as usize];
+        options
     }
 
     /// The options of a seed in search of one mistake: what the mistake needs is always on.
@@ -111,6 +116,9 @@ impl Options {
         options.storm = Duration::from_secs(30);
         options.think_ms_max = options.think_ms_max.min(100);
         options.keys = options.keys.min(4);
+        if mistake != Mistake::ExpiredForgotten {
+            options.mix.expiring = 0.0;
+        }
         let faults = &mut options.faults;
         match mistake {
             Mistake::AckBeforeSync | Mistake::DirectoryNotSynced => faults.power_cuts = true,
@@ -119,7 +127,7 @@ impl Options {
             Mistake::NoWriteBack => faults.weather.lost = 0.1,
             Mistake::EmptyDiskVotes => {
                 options.clients = 5;
-                options.mix = Mix { puts: 50, deletes: 0, batches: 0, scans: 0, gets: 50 };
+                options.mix = Mix { puts: 50, gets: 50, ..Mix::default() };
                 options.faults = Faults { wipes_apart: true, ..Faults::none() };
             }
             Mistake::RebuildMarkForgotten => (faults.wipes, faults.crash_in_rebuild) = (true, true),
@@ -137,10 +145,17 @@ impl Options {
                 options.clients = 6;
                 options.think_ms_max = 3;
                 options.storm = Duration::from_secs(16);
-                options.mix = Mix { puts: 50, deletes: 0, batches: 0, scans: 0, gets: 50 };
+                options.mix = Mix { puts: 50, gets: 50, ..Mix::default() };
                 options.network_timeout = Duration::from_millis(300);
                 options.clock_skew_max = Duration::from_secs(5);
                 options.faults = Faults { turn_backs: true, ..Faults::none() };
+            }
+            Mistake::ExpiredForgotten => {
+                // Keys that are left alone for long enough, and tables that are compacted as often as can be.
+                (options.keys, options.clients) = (32, 5);
+                (options.memtable_size, options.value_len_max) = (8 << 10, 2000);
+                options.mix = Mix { puts: 40, gets: 50, expiring: 0.5, ..Mix::default() };
+                options.faults = Faults::none();
             }
         }
         options
@@ -151,7 +166,7 @@ impl Options {
         let mut options = Self::swarm(seed);
         options.storm = Duration::from_secs(20);
         options.think_ms_max = 60;
-        options.mix.scans = 0;
+        (options.mix.scans, options.mix.expiring) = (0, 0.0);
         options.faults.wipes = false;
         options.faults.rot = false;
         options.faults.sync_failures = false;
@@ -287,6 +302,9 @@ async fn calm(world: &World) -> bool {
     let clocks: Vec<Timestamp> = up.map(|(member, _)| member.clock()).collect();
     let true_time = world.now();
     sleep(clocks.into_iter().max().unwrap_or_default().since(true_time)).await;
+    if world.shared.options.mix.expiring > 0.0 {
+        sleep(Duration::from_secs(8)).await; // until what was written for a time is over by every clock
+    }
     let hints = |world: &World| -> u64 {
         (0..world.len()).filter_map(|node| world.up(node)).map(|(member, _)| member.health().hints).sum()
     };

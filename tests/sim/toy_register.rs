@@ -204,7 +204,8 @@ impl Toy {
         let stamp = |(key, mutation): &(Key, Mutation)| {
             let timestamp = self.shared.hlc.tick().expect("unlimited");
             let record = match mutation {
-                Mutation::Put(value) => Record::value(timestamp, value.clone()),
+                // Its clients write nothing for a time: it knows no expiry.
+                Mutation::Put(value) | Mutation::PutFor(value, _) => Record::value(timestamp, value.clone()),
                 Mutation::Delete => Record::tombstone(timestamp),
             };
             (key.clone(), record)

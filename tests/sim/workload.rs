@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use kvstore::env::Rng;
 use kvstore::replication::api::Mutation;
-use kvstore::types::{Key, Record};
+use kvstore::types::{Expiry, Key, Record, Timestamp};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::history::{Action, Outcome, Seen, ValueId, id_of, key_of, value_of};
+use super::history::{Action, Outcome, Seen, ValueId, expiring, id_of, key_of, ttl_of, value_of};
 use super::world::World;
 use crate::trace;
 
@@ -64,7 +64,9 @@ impl Client {
 
     fn draw_put(&mut self) -> Action {
         self.writes += 1;
-        Action::Put((self.number << 32) | self.writes)
+        let id = (self.number << 32) | self.writes;
+        let share = self.world.shared.options.mix.expiring;
+        Action::Put(if share > 0.0 && self.rng.chance(share) { expiring(id) } else { id })
     }
 
     /// Two to six items, each key once: of a key given twice only the last is ever seen.
@@ -85,7 +87,7 @@ impl Client {
         let shared = &self.world.shared;
         let value_len_max = shared.options.value_len_max;
         let mutation = |action: &Action| match action {
-            Action::Put(id) => Mutation::Put(value_of(*id, value_len_max)),
+            Action::Put(id) => Mutation::put(value_of(*id, value_len_max), ttl_of(*id)),
             Action::Delete | Action::Get => Mutation::Delete,
         };
         let sent: Vec<(Key, Mutation)> =
@@ -114,10 +116,15 @@ pub async fn read(world: &World, node: usize, key: usize) -> bool {
     let shared = &world.shared;
     let number = shared.history.begin(node, key, Action::Get);
     trace!(shared.trace, "read {number} at {node}: key {key}");
-    let reading = tasks.spawn(async move { member.read(key_of(key)).await });
+    let (asked_at, lag) = (world.now(), world.lag());
+    let asked = member.clone();
+    let reading = tasks.spawn(async move { asked.read(key_of(key)).await });
     match timeout(PATIENCE, reading).await {
         Ok(Ok(Ok(record))) => {
             let seen = record.map(|record| see(world, &record));
+            if let Some(seen) = &seen {
+                check_expiry(world, seen, asked_at.minus(lag.max(world.lag())), member.clock());
+            }
             trace!(shared.trace, "read {number}: {seen:?}");
             shared.history.end(number, Outcome::Seen(seen));
             return true;
@@ -129,6 +136,32 @@ pub async fn read(world: &World, node: usize, key: usize) -> bool {
     false
 }
 
+/// How much later than by the slowest clock a value may be seen: clocks drift while a read is under way.
+const LATE_MAX: Duration = Duration::from_millis(20);
+/// How much earlier than by true time a value may be gone where no clock is wrong: a node that restarts begins at its mark,
+/// and what is further ahead its peers refuse.
+const EARLY_MAX: Duration = Duration::from_secs(1);
+
+/// A value is seen until some clock says that it is over, and no longer than until all do. `asked_at` is the slowest clock's
+/// reading when the read began, `clock` that of the node that was asked when it ended.
+fn check_expiry(world: &World, seen: &Seen, asked_at: Timestamp, clock: Timestamp) {
+    let Some(expires_at) = seen.expires_at.map(Expiry::timestamp) else { return };
+    let faults = &world.shared.options.faults;
+    let are_right = !(faults.clock_offsets || faults.clock_drift || faults.clock_jumps || faults.turn_backs);
+    match seen.value {
+        Some(_) if expires_at.plus(LATE_MAX) < asked_at => {
+            world.wrong(format!("a value was read after its end: {seen:?} at {asked_at:?}"));
+        }
+        None if expires_at > clock => {
+            world.wrong(format!("a value was gone before any clock said so: {seen:?} at {clock:?}"));
+        }
+        None if are_right && expires_at > world.now().plus(EARLY_MAX) => {
+            world.wrong(format!("a value was gone before its end: {seen:?} at {:?}", world.now()));
+        }
+        _ => {}
+    }
+}
+
 fn see(world: &World, record: &Record) -> Seen {
     let value = record.as_value().map(|value| {
         id_of(value, world.shared.options.value_len_max).unwrap_or_else(|| {
@@ -136,7 +169,7 @@ fn see(world: &World, record: &Record) -> Seen {
             ValueId::MAX
         })
     });
-    Seen { timestamp: record.timestamp(), value }
+    Seen { timestamp: record.timestamp(), value, expires_at: record.expires_at() }
 }
 
 /// Scans all keys at a node; says whether it was answered.

@@ -122,6 +122,13 @@ impl World {
         Timestamp::from_micros(self.shared.truth.wall_micros())
     }
 
+    /// How far the slowest clock is behind true time.
+    pub fn lag(&self) -> Duration {
+        let machines = self.shared.machines.lock();
+        let slowest = machines.iter().map(|machine| machine.clock.offset()).min().unwrap_or_default();
+        Duration::from_micros(slowest.min(0).unsigned_abs())
+    }
+
     /// How many machines there are.
     pub fn len(&self) -> usize {
         self.shared.options.nodes

@@ -15,7 +15,7 @@ use crate::cli::table::{Align, Table};
 use crate::engine::db::EngineScan;
 use crate::env::Env;
 use crate::node::{StartError, StoppedNode};
-use crate::types::{Key, KeyRange, Record, Value};
+use crate::types::{Key, KeyRange, Record, Timestamp, Value};
 
 /// Keys that are read from a directory before they are shown.
 const PAGE: usize = 1_000;
@@ -76,7 +76,7 @@ impl Store {
                     let mut about = about_key(key);
                     about.insert("timestamp".to_owned(), record.timestamp().as_u64().into());
                     about.insert("content_type".to_owned(), type_of(&record).into());
-                    Some((record.as_value()?.to_bytes(), about))
+                    Some((record.value_at(now())?.to_bytes(), about))
                 }))
             }
         }
@@ -130,11 +130,11 @@ impl Store {
         match (self, listing) {
             (Self::Node(client), Listing::Node(pages)) => pages.next(client).await,
             (_, Listing::Directory { scan, left, keys_only }) => {
-                let (mut items, mut bytes) = (Vec::new(), 0);
+                let (mut items, mut bytes, now) = (Vec::new(), 0, now());
                 while items.len() < PAGE && bytes < PAGE_BYTES && *left > 0 {
                     let Some(entry) = scan.next() else { break };
                     let (key, record) = entry.map_err(failed)?;
-                    let Some(value) = record.as_value() else { continue };
+                    let Some(value) = record.value_at(now) else { continue };
                     *left -= 1;
                     bytes += value.len();
                     items.push(Item {
@@ -202,6 +202,7 @@ impl Store {
         let state = match &record {
             None => "missing",
             Some(record) if record.is_tombstone() => "tombstone",
+            Some(record) if record.value_at(now()).is_none() => "expired",
             Some(_) => "value",
         };
         let timestamp = record.as_ref().map(|record| record.timestamp().as_u64());
@@ -288,4 +289,9 @@ fn failed(error: crate::engine::Error) -> Error {
     use std::error::Error as _;
     let cause = error.source().map_or(String::new(), |cause| format!(": {cause}"));
     Error::Failed(format!("{error}{cause}"))
+}
+
+/// What a directory's values are measured against that end.
+fn now() -> Timestamp {
+    Timestamp::from_micros(Env::real().clock.wall_micros())
 }

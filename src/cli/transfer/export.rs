@@ -284,9 +284,10 @@ fn from_directory(args: &ExportArgs, dir: &Path, output: &mut Output, meter: &Me
         "{}: one node's copy: in a ring, others may hold newer values, and keys that are not theirs are not here",
         dir.display()
     );
+    let now = Timestamp::from_micros(env.clock.wall_micros());
     for item in engine.scan(&range(args, output.last_key.as_deref())) {
         let (key, record) = item.map_err(failed)?;
-        let Some(value) = record.as_value() else { continue };
+        let Some(value) = record.value_at(now) else { continue };
         let content_type = value.content_type().map(ContentType::as_bytes);
         let content_type = content_type.and_then(|text| std::str::from_utf8(text).ok());
         let bytes = (!args.keys_only).then_some(value).map(Value::as_bytes);

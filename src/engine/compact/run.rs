@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::picker::Limits;
 use crate::engine::iter::{EntryRef, InternalIterator, MergingIterator, VisibleIterator};
+use crate::engine::options::is_beyond;
 use crate::engine::sst::{
     BloomBits, BuildSettings, Compression, SstBuilder, SstMeta, SstReader, TableIterator, table_path,
 };
@@ -13,7 +14,7 @@ use crate::engine::version::level::LevelIterator;
 use crate::engine::version::{LEVELS, Level};
 use crate::engine::{Error, Options};
 use crate::env::Env;
-use crate::types::KeyRange;
+use crate::types::{KeyRange, Timestamp};
 
 /// Entries between two looks at whether to stop.
 const STOP_INTERVAL: u64 = 1024;
@@ -68,13 +69,17 @@ pub struct Compactor<'a> {
     pub is_l0: bool,
     /// Tables of the level below the output's, sorted by key.
     pub grandparents: &'a [Arc<SstReader>],
+    /// Values that expired before this are written as tombstones that say when.
+    pub horizon: Timestamp,
+    /// Counts them.
+    pub expired: &'a AtomicU64,
     /// Set by whoever wants it to end early.
     pub stop: &'a AtomicBool,
 }
 
 impl Compactor<'_> {
-    /// Writes the newest record of each key that `keep` wants. Of each key one record goes to one table, so the
-    /// tables do not overlap.
+    /// Writes the newest record of each key that `keep` wants; a value that has expired is a tombstone to `keep` too. Of
+    /// each key one record goes to one table, so the tables do not overlap.
     ///
     /// # Errors
     /// What was written is removed again.
@@ -91,6 +96,7 @@ impl Compactor<'_> {
         let mut seam = Seam::new(self.grandparents);
         let mut seen = 0u64;
         while let Some(entry) = newest.current() {
+            let entry = self.aged(entry);
             seen += 1;
             if seen.is_multiple_of(STOP_INTERVAL) && self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Closed);
@@ -115,6 +121,16 @@ impl Compactor<'_> {
             done.metas.push(builder.finish()?);
         }
         Ok(std::mem::take(&mut done.metas))
+    }
+
+    fn aged<'e>(&self, entry: EntryRef<'e>) -> EntryRef<'e> {
+        let has_expired = entry.value.is_some()
+            && entry.expires_at.is_some_and(|expires_at| is_beyond(self.horizon, expires_at));
+        if !has_expired {
+            return entry;
+        }
+        self.expired.fetch_add(1, Ordering::Relaxed);
+        entry.expired()
     }
 
     fn is_full(&self, builder: &SstBuilder, seam: &Seam<'_>) -> bool {

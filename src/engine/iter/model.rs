@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::{EntryRef, InternalIterator};
 use crate::engine::Error;
-use crate::types::{ContentType, Record, Timestamp, Value};
+use crate::types::{ContentType, Expiry, Record, Timestamp, Value};
 
 /// Key and record, owned.
 pub(crate) type Entry = (Vec<u8>, Record);
@@ -39,12 +39,18 @@ pub(crate) fn any_entry() -> impl Strategy<Value = Entry> {
         (0usize..300).prop_map(|len| vec![7; len]),
     ]);
     let content_type = prop_oneof![3 => Just(None), 1 => "[ab]{1,20}".prop_map(Some)];
-    (key, 1u64..6, value, content_type).prop_map(|(key, ts, value, content_type)| {
+    let expiry = prop_oneof![3 => Just(0u64), 1 => 1u64..4];
+    (key, 1u64..6, value, content_type, expiry).prop_map(|(key, ts, value, content_type, expiry)| {
         let timestamp = Timestamp::from_u64(ts);
         let content_type = content_type.and_then(|text| ContentType::new(text.as_bytes()));
-        let record = value.map_or(Record::tombstone(timestamp), |v| {
-            Record::value(timestamp, Value::new(v).of_type(content_type))
-        });
+        let record = match (value, Expiry::from_u64(expiry)) {
+            (None, None) => Record::tombstone(timestamp),
+            (None, Some(expires_at)) => Record::Expired { timestamp, expires_at },
+            (Some(value), expires_at) => {
+                let value = Value::new(value).of_type(content_type).expiring(expires_at);
+                Record::value(timestamp, value)
+            }
+        };
         (key, record)
     })
 }

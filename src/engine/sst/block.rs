@@ -3,7 +3,8 @@
 //! ```text
 //! entries    shared varint │ unshared varint │ value length varint │ key bytes not shared │ value
 //!            "shared" bytes are taken from the key before; a key is an encoded internal key
-//!            a typed value has before it its type's length, in a byte, and its type; the value length counts both
+//!            a typed value has before it its type's length, in a byte, and its type; one with an expiry has that before
+//!            all else (`engine::internal_key`); the value length counts them too
 //! restarts   offset u32 of every entry that shares nothing │ … │ how many u32
 //! ```
 //!
@@ -12,7 +13,7 @@
 
 use bytes::{BufMut, Bytes};
 
-use crate::engine::internal_key::{Kind, SUFFIX_LEN, decode_suffix, encode_suffix, split_typed};
+use crate::engine::internal_key::{Kind, SUFFIX_LEN, Stored, decode_suffix, encode_suffix};
 use crate::engine::iter::EntryRef;
 use crate::types::{Record, Timestamp};
 use crate::util::coding::{Reader, put_varint};
@@ -51,6 +52,9 @@ impl BlockBuilder {
         put_varint(&mut self.out, (self.key.len() - shared) as u64);
         put_varint(&mut self.out, entry.stored_len() as u64);
         self.out.extend_from_slice(&self.key[shared..]);
+        if let Some(head) = entry.stored().expiry_head() {
+            self.out.extend_from_slice(&head);
+        }
         if let Some(content_type) = entry.content_type {
             self.out.push(content_type.len() as u8); // at most ContentType::MAX_LEN
             self.out.extend_from_slice(content_type);
@@ -263,11 +267,8 @@ impl BlockCursor {
         let Some((timestamp, kind)) = decode_suffix(suffix) else {
             return Err("a record of an unknown kind");
         };
-        if kind == Kind::Tombstone && head.end != head.value_at {
-            return Err("a tombstone has a value");
-        }
-        if kind == Kind::TypedValue && split_typed(&bytes[head.value_at..head.end]).is_none() {
-            return Err("a value's type is cut short");
+        if kind != Kind::Value && Stored::split(kind, &bytes[head.value_at..head.end]).is_none() {
+            return Err("what is stored of a record does not fit its kind");
         }
         (self.timestamp, self.kind) = (timestamp, kind);
         (self.value_at, self.next_at) = (head.value_at, head.end);
@@ -281,15 +282,9 @@ impl BlockCursor {
             return None;
         }
         let stored = &self.block.bytes[self.value_at..self.next_at];
-        let (content_type, value) = match self.kind {
-            Kind::Tombstone => (None, None),
-            Kind::Value => (None, Some(stored)),
-            Kind::TypedValue => {
-                split_typed(stored).map(|(of, value)| (Some(of), Some(value))).unwrap_or_default()
-            }
-        };
+        let stored = Stored::split(self.kind, stored).unwrap_or_default(); // `advance` has checked it
         let key = &self.key[..self.key.len() - SUFFIX_LEN];
-        Some(EntryRef { key, timestamp: self.timestamp, value, content_type })
+        Some(EntryRef::of_stored(key, self.timestamp, stored))
     }
 
     /// The record it stands at; a large value shares the block's bytes.

@@ -8,8 +8,8 @@ use bytes::{BufMut, Bytes};
 use super::block::BlockBuilder;
 use super::bloom::{self, BloomFilter};
 use super::{
-    BLOCK_LEN_MAX, BLOCK_SIZE, BlockHandle, Compression, FORMAT_VERSION, FORMAT_VERSION_UNTYPED, Footer,
-    SstMeta, seal_block, table_path, temporary_path,
+    BLOCK_LEN_MAX, BLOCK_SIZE, BlockHandle, Compression, FORMAT_VERSION_MIN, Footer, SstMeta, seal_block,
+    table_path, temporary_path, version_for,
 };
 use crate::engine::Error;
 use crate::engine::iter::EntryRef;
@@ -66,8 +66,8 @@ pub struct SstBuilder {
     last_key: Vec<u8>,
     entries: u64,
     tombstones: u64,
-    /// Whether a value with a content type is in it.
-    has_types: bool,
+    /// The lowest format version that has all kinds of entries in it.
+    version: u32,
     oldest: Timestamp,
     newest: Timestamp,
     finished: bool,
@@ -95,7 +95,7 @@ impl SstBuilder {
             last_key: Vec::new(),
             entries: 0,
             tombstones: 0,
-            has_types: false,
+            version: FORMAT_VERSION_MIN,
             oldest: Timestamp::MAX,
             newest: Timestamp::ZERO,
             finished: false,
@@ -129,7 +129,7 @@ impl SstBuilder {
         self.block.add(entry);
         self.entries += 1;
         self.tombstones += u64::from(entry.value.is_none());
-        self.has_types |= entry.content_type.is_some();
+        self.version = self.version.max(version_for(entry.kind()));
         self.oldest = self.oldest.min(entry.timestamp);
         self.newest = self.newest.max(entry.timestamp);
         if self.block.entries() >= self.settings.sparse_index_interval || self.block.len() >= BLOCK_SIZE {
@@ -201,8 +201,8 @@ impl SstBuilder {
         raw.clear();
         meta.encode_properties(&mut raw);
         let properties = self.seal(&raw, Compression::None)?;
-        let version = if self.has_types { FORMAT_VERSION } else { FORMAT_VERSION_UNTYPED };
-        Footer { bloom, index, properties, number: self.number, version }.encode(&mut self.pending);
+        Footer { bloom, index, properties, number: self.number, version: self.version }
+            .encode(&mut self.pending);
         meta.size = self.written + self.pending.len() as u64;
         Ok(meta)
     }

@@ -32,15 +32,16 @@ pub use builder::{BloomBits, BuildSettings, SstBuilder};
 pub use cache::BlockCache;
 pub use reader::{SstReader, TableIterator};
 
+use crate::engine::internal_key::Kind;
 use crate::types::Timestamp;
 use crate::util::coding::{DecodeError, Reader, put_bytes, put_varint};
 
 /// The last eight bytes of a table.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"kvsstabl");
-/// The newest version, that of a table with a typed value in it.
-pub const FORMAT_VERSION: u32 = 2;
-/// The version of all other tables: what does not need a newer reader does not ask for one.
-pub const FORMAT_VERSION_UNTYPED: u32 = 1;
+/// The newest version.
+pub const FORMAT_VERSION: u32 = 3;
+/// The oldest version.
+pub const FORMAT_VERSION_MIN: u32 = 1;
 /// A data block closes at this size, before compression; only a value that is larger makes a larger one.
 pub const BLOCK_SIZE: usize = 16 << 10;
 /// No block, decompressed, is larger: a bound on what a reader allocates.
@@ -190,10 +191,20 @@ impl Footer {
         if crc != crc32fast::hash(&bytes[..FOOTER_LEN - 12]) {
             return Err(DecodeError("a footer that matches its checksum"));
         }
-        if !(FORMAT_VERSION_UNTYPED..=FORMAT_VERSION).contains(&version) {
-            return Err(DecodeError("format version 1 or 2"));
+        if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version) {
+            return Err(DecodeError("format version 1 to 3"));
         }
         Ok(Self { bloom, index, properties, number, version })
+    }
+}
+
+/// The version of a table that holds no more than entries of this kind: what does not need a newer reader does not
+/// ask for one.
+pub(crate) fn version_for(kind: Kind) -> u32 {
+    match kind {
+        Kind::Tombstone | Kind::Value => FORMAT_VERSION_MIN,
+        Kind::TypedValue => 2,
+        Kind::Expiring => FORMAT_VERSION,
     }
 }
 

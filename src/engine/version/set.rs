@@ -27,7 +27,7 @@ use crate::engine::compact::run::{Compactor, build_settings, merge_inputs};
 use crate::engine::iter::{EntryRef, InternalIterator};
 use crate::engine::sst::{BlockCache, SstMeta, SstReader, table_path};
 use crate::engine::{Checkpoint, EngineStats, Error, Options, TombstonePolicy};
-use crate::env::Env;
+use crate::env::{Env, Mistake};
 use crate::types::Timestamp;
 
 /// A manifest is replaced by a new one when it has grown to this many bytes.
@@ -89,6 +89,7 @@ pub struct VersionSet {
     compactions: AtomicU64,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
+    expired: AtomicU64,
 }
 
 /// What the manifest's lock protects; `current` changes only under it too.
@@ -175,6 +176,7 @@ impl VersionSet {
             compactions: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
         };
         Ok((set, opened))
     }
@@ -208,6 +210,8 @@ impl VersionSet {
             limits: &self.limits,
             is_l0: true,
             grandparents: &[],
+            horizon: self.options.horizon.now(),
+            expired: &self.expired,
             stop: &AtomicBool::new(false), // a flush is never given up: closing waits for it
         };
         let metas = compactor.write(memtable, |_| true, || self.new_file_number())?;
@@ -289,10 +293,16 @@ impl VersionSet {
             limits: &self.limits,
             is_l0: output == Level::L0,
             grandparents: output.below().map_or(&[], |level| version.level(level)),
+            horizon: self.options.horizon.now(),
+            expired: &self.expired,
             stop: &self.stop,
         };
+        let forgets_expired = self.env.planted.has(Mistake::ExpiredForgotten);
         let numbers: BTreeSet<u64> = inputs.iter().map(|(_, table)| table.meta().number).collect();
         let keep = |entry: &EntryRef<'_>| {
+            if forgets_expired && entry.value.is_none() && entry.expires_at.is_some() {
+                return false;
+            }
             entry.value.is_some()
                 || self.options.tombstones == TombstonePolicy::Keep
                 // Memory first: what leaves it in between is in the version that is looked at next.
@@ -443,6 +453,7 @@ impl VersionSet {
         stats.oldest_table = version.tables().map(|(_, table)| table.meta().number).min();
         stats.tombstones = version.tables().map(|(_, table)| table.meta().tombstones).sum();
         stats.flushes = self.flushes.load(Ordering::Relaxed);
+        stats.expired = self.expired.load(Ordering::Relaxed);
         stats.compactions = self.compactions.load(Ordering::Relaxed);
         stats.compaction_bytes =
             (self.bytes_read.load(Ordering::Relaxed), self.bytes_written.load(Ordering::Relaxed));

@@ -16,6 +16,7 @@ use crate::http::body::Body;
 use crate::http::query::Query;
 use crate::http::router::Route;
 use crate::http::status::Fault;
+use crate::replication::Mutation;
 use crate::types::{Record, Value};
 
 #[derive(Serialize)]
@@ -51,14 +52,15 @@ pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Bod
     let key = raw::key_of(Route::BlobPut.key_in(request.uri().path()))?;
     let (value, _reservation) = raw::value_of(door, request).await?;
     let (etag, size) = (checksum(value.as_bytes()), value.len());
-    let receipt = coordinator.put(key.clone(), value, options.write).await?;
+    let mutation = Mutation::put(value, options.ttl);
+    let receipt = coordinator.write(key.clone(), mutation, options.write).await?;
     let stored = Stored {
         key: String::from_utf8_lossy(key.as_bytes()),
         etag: &etag,
         size,
         volume_id: &door.api.shared.settings.volume_id,
     };
-    let mut response = answer::of_write(answer::json(StatusCode::CREATED, &stored), &receipt);
+    let mut response = answer::of_put(answer::json(StatusCode::CREATED, &stored), &receipt, options.ttl);
     response.headers_mut().insert(ETAG, quoted(&etag));
     Ok(response)
 }
@@ -88,7 +90,7 @@ pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Bo
 pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
     let (coordinator, options) = begin(door, request)?;
     let key = raw::key_of(Route::BlobDelete.key_in(request.uri().path()))?;
-    let receipt = coordinator.delete(key, options.write).await?;
+    let receipt = coordinator.delete(key, options.of_delete()?).await?;
     Ok(answer::of_write(answer::no_content(), &receipt))
 }
 

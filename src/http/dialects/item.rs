@@ -1,10 +1,12 @@
-//! Items: what a request says, whatever its dialect: keys and values out of JSON bodies, quorums out of queries.
+//! Items: what a request says, whatever its dialect: keys and values out of JSON bodies, quorums and times to live out of
+//! queries.
 //!
 //! Strings without escapes stay slices of the body; nothing is copied on the way to the log. A name given twice in one
 //! object is refused, since readers differ in which one counts; names we do not know are ignored.
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -17,23 +19,96 @@ use crate::http::query::Query;
 use crate::http::status::Fault;
 use crate::replication::{Coordinator, ReadOptions, WriteOptions};
 use crate::types::key::KeyError;
-use crate::types::{Key, Value};
+use crate::types::{Key, Ttl, Value};
+use crate::util::units::parse_duration;
 
-/// What a request says about quorums.
+/// What a request says about quorums, and how long what it writes is to live.
 #[derive(Debug, Clone, Copy)]
 pub struct Quorums {
     /// `w` and `sloppy`.
     pub write: WriteOptions,
     /// `r`.
     pub read: ReadOptions,
+    /// `ttl`.
+    pub ttl: Option<Ttl>,
 }
 
-/// Reads `w`, `r` and `sloppy`; each is checked on every data request, also where it has nothing to say.
+impl Quorums {
+    /// How a request is to be made that deletes.
+    ///
+    /// # Errors
+    /// [`Fault::BadRequest`] when it gives a ttl: a deletion has no end, and whoever asks for one means something else.
+    pub fn of_delete(&self) -> Result<WriteOptions, Fault> {
+        match self.ttl {
+            None => Ok(self.write),
+            Some(_) => Err(Fault::BadRequest("\"ttl\" is for writes; a deletion has none".to_owned())),
+        }
+    }
+}
+
+/// Reads a time to live: `60` (seconds), `500ms`, `60s`, `5m`, `12h` or `7d`.
+///
+/// # Errors
+/// A sentence that says what is allowed.
+pub fn ttl(text: &[u8]) -> Result<Ttl, String> {
+    let number_of_seconds = |text: &str| Some(Duration::from_secs(text.parse().ok()?));
+    let duration =
+        std::str::from_utf8(text).ok().and_then(|text| match text.bytes().all(|c| c.is_ascii_digit()) {
+            true => number_of_seconds(text),
+            false if text.trim() == text && !text.to_ascii_lowercase().ends_with("us") => {
+                parse_duration(text).ok()
+            }
+            false => None,
+        });
+    duration.and_then(Ttl::new).ok_or_else(|| {
+        let days_max = Ttl::MAX.as_secs() / 86_400;
+        format!(
+            "\"ttl\" must be a whole number of seconds, or have a unit: ms, s, m, h or d, as in 60, 500ms or 7d, from 1ms to \
+             {days_max}d, not \"{}\"",
+            text.escape_ascii()
+        )
+    })
+}
+
+/// A time to live in a JSON body: a string, as [`ttl`] reads it, or a whole number of seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Lifetime(pub Ttl);
+
+impl<'de> Deserialize<'de> for Lifetime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = Lifetime;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a ttl: a string or a whole number of seconds")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Lifetime, E> {
+                ttl(text.as_bytes()).map(Lifetime).map_err(E::custom)
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, seconds: u64) -> Result<Lifetime, E> {
+                self.visit_str(&seconds.to_string())
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, seconds: i64) -> Result<Lifetime, E> {
+                self.visit_str(&seconds.to_string())
+            }
+        }
+
+        deserializer.deserialize_any(Text)
+    }
+}
+
+/// Reads `w`, `r`, `sloppy` and `ttl`; each is checked on every data request, also where it has nothing to say.
 pub fn quorums(coordinator: &Coordinator, query: &Query<'_>) -> Result<Quorums, Fault> {
     let nodes_max = coordinator.ring().replication_factor();
     Ok(Quorums {
         write: WriteOptions { write_quorum: query.number("w", 1, nodes_max)?, sloppy: query.flag("sloppy")? },
         read: ReadOptions { read_quorum: query.number("r", 1, nodes_max)? },
+        ttl: query.bytes("ttl").map(ttl).transpose().map_err(Fault::BadRequest)?,
     })
 }
 
@@ -50,7 +125,12 @@ struct Item<'a> {
     key: Cow<'a, str>,
     #[serde(borrow)]
     value: Cow<'a, str>,
+    #[serde(default)]
+    ttl: Option<Lifetime>,
 }
+
+/// What is to be written: a key, its value, and for how long if the item itself says so.
+pub type Write = (Key, Value, Option<Ttl>);
 
 #[derive(Deserialize)]
 struct Batch<'a> {
@@ -58,11 +138,11 @@ struct Batch<'a> {
     items: Vec<Item<'a>>,
 }
 
-/// Reads `{"key":…,"value":…}`.
+/// Reads `{"key":…,"value":…}`, and perhaps `"ttl":…`.
 ///
 /// # Errors
 /// [`Fault::BadRequest`] and [`Fault::TooLarge`] with what and where.
-pub fn one(body: &Bytes, value_size_max: usize) -> Result<(Key, Value), Fault> {
+pub fn one(body: &Bytes, value_size_max: usize) -> Result<Write, Fault> {
     let item: Item<'_> = json(body)?;
     checked(body, item, value_size_max, "")
 }
@@ -71,23 +151,23 @@ pub fn one(body: &Bytes, value_size_max: usize) -> Result<(Key, Value), Fault> {
 ///
 /// # Errors
 /// As [`one`].
-pub fn one_or_pair(body: &Bytes, value_size_max: usize) -> Result<(Key, Value), Fault> {
+pub fn one_or_pair(body: &Bytes, value_size_max: usize) -> Result<Write, Fault> {
     let named = match serde_json::from_slice::<Item<'_>>(body) {
         Ok(item) => return checked(body, item, value_size_max, ""),
         Err(error) => error,
     };
     match serde_json::from_slice::<Pair<'_>>(body) {
-        Ok(Pair(Some((key, value)))) => checked(body, Item { key, value }, value_size_max, ""),
+        Ok(Pair(Some((key, value)))) => checked(body, Item { key, value, ttl: None }, value_size_max, ""),
         Ok(Pair(None)) => Err(malformed(body, &named)),
         Err(error) => Err(malformed(body, &error)),
     }
 }
 
-/// Reads `{"items":[{"key":…,"value":…},…]}`: all of it, or nothing and the first bad item's index.
+/// Reads `{"items":[{"key":…,"value":…},…]}`, each perhaps with a `"ttl":…`: all of it, or nothing and the first bad item's index.
 ///
 /// # Errors
 /// As [`one`].
-pub fn many(body: &Bytes, value_size_max: usize) -> Result<Vec<(Key, Value)>, Fault> {
+pub fn many(body: &Bytes, value_size_max: usize) -> Result<Vec<Write>, Fault> {
     let batch: Batch<'_> = json(body)?;
     let mut items = Vec::with_capacity(batch.items.len()); // collecting results would grow it step by step
     for (index, item) in batch.items.into_iter().enumerate() {
@@ -154,10 +234,10 @@ fn malformed(body: &Bytes, error: &serde_json::Error) -> Fault {
     Fault::BadRequest(format!("bad JSON body: {error}"))
 }
 
-fn checked(body: &Bytes, item: Item<'_>, value_size_max: usize, place: &str) -> Result<(Key, Value), Fault> {
+fn checked(body: &Bytes, item: Item<'_>, value_size_max: usize, place: &str) -> Result<Write, Fault> {
     let key = key(shared(body, item.key), place)?;
     check_value(item.value.len(), value_size_max, place)?;
-    Ok((key, Value::new(shared(body, item.value))))
+    Ok((key, Value::new(shared(body, item.value)), item.ttl.map(|Lifetime(ttl)| ttl)))
 }
 
 fn shared(body: &Bytes, text: Cow<'_, str>) -> Bytes {
@@ -248,6 +328,7 @@ mod tests {
 
     fn put(json: &str) -> Result<(Key, Value), String> {
         one(&Bytes::copy_from_slice(json.as_bytes()), 100)
+            .map(|(key, value, _)| (key, value))
             .map_err(|fault| format!("{} {fault}", fault.code().as_u16()))
     }
 
@@ -261,7 +342,7 @@ mod tests {
     #[test]
     fn plain_strings_are_slices_of_the_body() {
         let body = Bytes::from_static(br#"{"key":"k","value":"v"}"#);
-        let (_, value) = one(&body, 100).unwrap();
+        let (_, value, _) = one(&body, 100).unwrap();
         assert!(body.as_ptr_range().contains(&value.as_bytes().as_ptr()));
     }
 
@@ -303,7 +384,7 @@ mod tests {
     #[test]
     fn an_object_without_both_names_is_one_pair() {
         let pair = |json: &str| match one_or_pair(&Bytes::copy_from_slice(json.as_bytes()), 10) {
-            Ok((key, value)) => format!("{key:?} {value:?}"),
+            Ok((key, value, _)) => format!("{key:?} {value:?}"),
             Err(fault) => fault.to_string(),
         };
         assert_eq!(pair(r#"{"key":"k","value":"v"}"#), r#""k" "v""#);
@@ -332,6 +413,74 @@ mod tests {
     }
 
     #[test]
+    fn a_ttl_has_a_unit_or_is_in_seconds() {
+        let cases = [
+            ("60", 60_000),
+            ("1", 1_000),
+            ("500ms", 500),
+            ("60s", 60_000),
+            ("5m", 300_000),
+            ("12h", 43_200_000),
+            ("7d", 604_800_000),
+            ("7300d", 630_720_000_000),
+        ];
+        for (text, millis) in cases {
+            assert_eq!(ttl(text.as_bytes()).unwrap().as_duration(), Duration::from_millis(millis), "{text}");
+        }
+        let bad = [
+            "",
+            "0",
+            "0s",
+            "0ms",
+            "-1",
+            "-1s",
+            "+1",
+            "1.5s",
+            "1e3",
+            "s",
+            "1w",
+            "500us",
+            " 1s",
+            "1s ",
+            "1 s1",
+            "7301d",
+            "18446744073709551615",
+            "99999999999999999999",
+            "99999999999999999999d",
+            "\u{664}s",
+            "soon",
+        ];
+        for text in bad {
+            let why = ttl(text.as_bytes()).unwrap_err();
+            assert!(
+                why.starts_with(
+                    "\"ttl\" must be a whole number of seconds, or have a unit: ms, s, m, h or d"
+                ),
+                "{why}"
+            );
+        }
+        assert!(ttl(b"\xff").is_err());
+    }
+
+    #[test]
+    fn an_item_may_have_a_ttl_of_its_own() {
+        let of = |ttl: &str| {
+            let json = format!(r#"{{"key":"k","value":"v","ttl":{ttl}}}"#);
+            one(&Bytes::from(json), 100)
+                .map(|(_, _, ttl)| ttl.map(Ttl::as_duration))
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(of(r#""5m""#), Ok(Some(Duration::from_secs(300))));
+        assert_eq!(of("60"), Ok(Some(Duration::from_secs(60))));
+        assert_eq!(of("null"), Ok(None));
+        for bad in ["0", "-1", "1.5", "true", "[]", "{}", r#"" ""#, r#""tomorrow""#, "99999999999999999999"] {
+            assert!(of(bad).unwrap_err().contains("ttl"), "{bad}: {:?}", of(bad));
+        }
+        let bad = batch(r#"{"items":[{"key":"a","value":"b"},{"key":"a","value":"b","ttl":"0"}]}"#);
+        assert!(bad.unwrap_err().starts_with("400 bad JSON body: items[1]: \"ttl\" must be"));
+    }
+
+    #[test]
     fn a_value_is_measured_after_decoding() {
         assert!(put(&format!(r#"{{"key":"k","value":"{}"}}"#, r"\u0041".repeat(100))).is_ok());
     }
@@ -357,7 +506,7 @@ mod tests {
         #[test]
         fn any_text_comes_through_json(key in "\\PC{1,20}", value: String) {
             let json = serde_json::json!({"key": key, "value": value}).to_string();
-            let (got_key, got_value) = one(&Bytes::from(json), 1 << 20).unwrap();
+            let (got_key, got_value, _) = one(&Bytes::from(json), 1 << 20).unwrap();
             prop_assert_eq!(got_key.as_bytes(), key.as_bytes());
             prop_assert_eq!(got_value.as_bytes(), value.as_bytes());
         }

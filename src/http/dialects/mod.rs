@@ -9,10 +9,12 @@
 //! | `own` | those of `/v1`, for what the others cannot say | raw bytes, JSON for many keys |
 //!
 //! All of them reach the same data: a dialect words requests and answers, and decides nothing else. What they share
-//! stands beside them: `item` reads keys, values and quorums, `raw` takes and serves bytes, `scan` pages and streams.
+//! stands beside them: `item` reads keys, values and quorums, `raw` takes and serves bytes, `scan` pages and streams,
+//! `delete_range` deletes what a scan finds.
 
 pub mod blobs;
 pub mod cursor;
+pub mod delete_range;
 pub mod item;
 pub mod own;
 pub mod plain;

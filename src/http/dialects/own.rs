@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::raw::{self, Served};
 use super::scan::{self, Encoding};
-use super::{begin, cursor, item};
+use super::{begin, cursor, delete_range, item};
 use crate::http::answer::{self, X_KV_LOSSY, X_NEXT_CURSOR, ascii_header};
 use crate::http::api::Door;
 use crate::http::body::{self, Body};
@@ -58,10 +58,13 @@ struct Problem<'a> {
 }
 
 fn problem(status: StatusCode, detail: &str, code: &str, retryable: bool, outcome: &str) -> Response<Body> {
-    const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
     let title = status.canonical_reason().unwrap_or("Error");
-    let problem = Problem { title, status: status.as_u16(), detail, code, retryable, outcome };
-    let body = serde_json::to_vec(&problem).expect("our own structures have string keys and finite numbers");
+    with_problem(status, &Problem { title, status: status.as_u16(), detail, code, retryable, outcome })
+}
+
+fn with_problem(status: StatusCode, problem: &impl Serialize) -> Response<Body> {
+    const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+    let body = serde_json::to_vec(problem).expect("our own structures have string keys and finite numbers");
     answer::with_type(status, PROBLEM, body)
 }
 
@@ -75,7 +78,7 @@ pub fn failed(fault: &Fault) -> Response<Body> {
 }
 
 /// Whether nothing was written, or perhaps something.
-fn outcome_of(error: &WriteError) -> &'static str {
+pub(super) fn outcome_of(error: &WriteError) -> &'static str {
     match error {
         WriteError::NotSent(_) | WriteError::NoSpace => "not_sent",
         WriteError::Unknown { .. } => "unknown",
@@ -140,8 +143,8 @@ pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Bod
     let (coordinator, options) = begin(door, &request)?;
     let key = raw::key_of(Route::OwnPut.key_in(request.uri().path()))?;
     let (value, _reservation) = raw::value_of(door, request).await?;
-    let receipt = coordinator.put(key, value, options.write).await?;
-    Ok(answer::of_write(answer::no_content(), &receipt))
+    let receipt = coordinator.write(key, Mutation::put(value, options.ttl), options.write).await?;
+    Ok(answer::of_put(answer::no_content(), &receipt, options.ttl))
 }
 
 /// `GET|HEAD /v1/kv/{key}`.
@@ -169,7 +172,7 @@ pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Bo
 pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
     let (coordinator, options) = begin(door, request)?;
     let key = raw::key_of(Route::OwnDelete.key_in(request.uri().path()))?;
-    let receipt = coordinator.delete(key, options.write).await?;
+    let receipt = coordinator.delete(key, options.of_delete()?).await?;
     Ok(answer::of_write(answer::no_content(), &receipt))
 }
 
@@ -224,13 +227,16 @@ pub async fn list(door: &Door, request: &Request<Incoming>) -> Result<Response<B
     Ok(response)
 }
 
-/// Appends `,"value":…` and, if it has one, `,"content_type":…`; says whether bytes were replaced.
+/// Appends `,"value":…` and, if it has them, `,"content_type":…` and `,"expires_at":…`; says whether bytes were replaced.
 fn push_value(json: &mut Vec<u8>, encoding: Encoding, value: &Value) -> bool {
     json.extend_from_slice(br#","value":"#);
     let lossy = encoding.push(json, value.as_bytes());
     if let Some(content_type) = value.content_type() {
         json.extend_from_slice(br#","content_type":"#);
         Encoding::Text.push(json, content_type.as_bytes());
+    }
+    if let Some(expires_at) = value.expires_at() {
+        json.extend_from_slice(format!(r#","expires_at":"{}""#, answer::moment(expires_at)).as_bytes());
     }
     lossy
 }
@@ -386,6 +392,29 @@ struct Changed<'a> {
     failed: Vec<FailedKey<'a>>,
 }
 
+/// A range of which only a part was deleted.
+#[derive(Serialize)]
+struct Stopped<'a> {
+    #[serde(flatten)]
+    problem: Problem<'a>,
+    deleted: u64,
+    next_cursor: &'a str,
+}
+
+/// What this dialect says of a range of which only a part was deleted.
+pub fn stopped(fault: &Fault, deleted: u64, next_cursor: &str) -> Response<Body> {
+    let (status, detail) = (fault.code(), fault.to_string());
+    let problem = Problem {
+        title: status.canonical_reason().unwrap_or("Error"),
+        status: status.as_u16(),
+        detail: &detail,
+        code: code_of(fault),
+        retryable: delete_range::is_retryable(fault),
+        outcome: delete_range::outcome_of(fault),
+    };
+    with_problem(status, &Stopped { problem, deleted, next_cursor })
+}
+
 #[derive(Serialize)]
 struct FailedKey<'a> {
     key: Cow<'a, str>,
@@ -456,7 +485,7 @@ pub async fn put_many(door: &Door, request: Request<Incoming>) -> Result<Respons
     let mut items = Vec::with_capacity(given.len());
     for (index, item) in given.into_iter().enumerate() {
         let (key, value) = item.read(encoding, shared.limits.value_size_max, &format!("items[{index}]: "))?;
-        items.push((key, Mutation::Put(value)));
+        items.push((key, Mutation::put(value, options.ttl)));
     }
     let count = items.len();
     let receipt = coordinator.batch(items, options.write).await;
@@ -467,10 +496,11 @@ pub async fn put_many(door: &Door, request: Request<Incoming>) -> Result<Respons
 /// each is told of.
 pub async fn delete_many(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
     let (coordinator, options) = begin(door, &request)?;
+    let options = options.of_delete()?;
     let (keys, encoding) = keys_of(door, request).await?;
     let count = keys.len();
     let items = keys.into_iter().map(|key| (key, Mutation::Delete)).collect();
-    let receipt = coordinator.batch(items, options.write).await;
+    let receipt = coordinator.batch(items, options).await;
     Ok(answer::of_batch(changed(&receipt, count, encoding, false), &receipt))
 }
 

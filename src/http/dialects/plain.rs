@@ -17,12 +17,13 @@ use crate::types::{Record, Value};
 /// `POST /put`.
 pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let options = quorums(coordinator, &Query::parse(request.uri().query())?)?.write;
+    let options = quorums(coordinator, &Query::parse(request.uri().query())?)?;
     let shared = &door.api.shared;
     let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
-    let (key, value) = item::one(&body.bytes, shared.limits.value_size_max)?;
-    let receipt = coordinator.put(key, value, options).await?;
-    Ok(answer::of_write(answer::text(StatusCode::OK, "OK"), &receipt))
+    let (key, value, ttl) = item::one(&body.bytes, shared.limits.value_size_max)?;
+    let ttl = ttl.or(options.ttl);
+    let receipt = coordinator.write(key, Mutation::put(value, ttl), options.write).await?;
+    Ok(answer::of_put(answer::text(StatusCode::OK, "OK"), &receipt, ttl))
 }
 
 /// `GET /get`.
@@ -41,7 +42,7 @@ pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Bo
 pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
     let query = Query::parse(request.uri().query())?;
-    let options = quorums(coordinator, &query)?.write;
+    let options = quorums(coordinator, &query)?.of_delete()?;
     let receipt = coordinator.delete(key_of(&query)?, options).await?;
     Ok(answer::of_write(answer::text(StatusCode::OK, "Deleted"), &receipt))
 }
@@ -49,12 +50,12 @@ pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response
 /// `POST /batch`.
 pub async fn batch(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let options = quorums(coordinator, &Query::parse(request.uri().query())?)?.write;
+    let options = quorums(coordinator, &Query::parse(request.uri().query())?)?;
     let shared = &door.api.shared;
     let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
     let items = item::many(&body.bytes, shared.limits.value_size_max)?;
-    let items = items.into_iter().map(|(key, value)| (key, Mutation::Put(value))).collect();
-    let receipt = coordinator.batch(items, options).await;
+    let put = |(key, value, ttl): item::Write| (key, Mutation::put(value, ttl.or(options.ttl)));
+    let receipt = coordinator.batch(items.into_iter().map(put).collect(), options.write).await;
     Ok(batch_answer(&receipt))
 }
 

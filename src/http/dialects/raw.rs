@@ -112,11 +112,12 @@ pub fn serve(
     }
     response.headers_mut().insert(ETAG, etag);
     response.headers_mut().insert(X_KV_TIMESTAMP, timestamp_header(record.timestamp()));
+    answer::expires(response.headers_mut(), record.expires_at());
     Ok(Served::Answer(response))
 }
 
 /// Whether `If-None-Match` names the value. Weak names count (RFC 9110, section 13.1.2).
-fn is_known(headers: &HeaderMap, etag: &HeaderValue) -> bool {
+pub fn is_known(headers: &HeaderMap, etag: &HeaderValue) -> bool {
     let names =
         headers.get_all(IF_NONE_MATCH).iter().flat_map(|value| value.as_bytes().split(|c| *c == b','));
     names.map(<[u8]>::trim_ascii).any(|name| {

@@ -28,7 +28,7 @@ use crate::http::query::{self, Query};
 use crate::http::router::Route;
 use crate::http::status::{self, Fault};
 use crate::replication::{BatchReceipt, Mutation};
-use crate::types::{Key, KeyRange, Record, Value};
+use crate::types::{Key, KeyRange, Record, Ttl, Value};
 
 /// Of keys in paths, read as the seed's Go library does: bits left over behind the last byte are not looked at.
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(
@@ -66,6 +66,8 @@ pub fn failed(code: StatusCode, error: &str) -> Response<Body> {
 struct PutBody<'a> {
     #[serde(borrow)]
     value: Cow<'a, str>,
+    #[serde(default)]
+    ttl: Option<item::Lifetime>,
 }
 
 /// `PUT /kv/{key}` `{"value":…}`.
@@ -74,10 +76,11 @@ pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Bod
     let key = key_in_path(Route::VikdbPut, request.uri().path())?;
     let shared = &door.api.shared;
     let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
-    let PutBody { value } = item::json(&body.bytes)?;
+    let PutBody { value, ttl } = item::json(&body.bytes)?;
     let value = decode_value(&value, shared.limits.value_size_max, "value: ")?;
-    let receipt = coordinator.put(key, value, options.write).await?;
-    Ok(answer::of_write(done("key stored successfully"), &receipt))
+    let ttl = ttl.map(|item::Lifetime(ttl)| ttl).or(options.ttl);
+    let receipt = coordinator.write(key, Mutation::put(value, ttl), options.write).await?;
+    Ok(answer::of_put(done("key stored successfully"), &receipt, ttl))
 }
 
 /// `GET /kv/{key}`.
@@ -102,7 +105,7 @@ pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Bo
 pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
     let (coordinator, options) = begin(door, request)?;
     let key = key_in_path(Route::VikdbDelete, request.uri().path())?;
-    let receipt = coordinator.delete(key, options.write).await?;
+    let receipt = coordinator.delete(key, options.of_delete()?).await?;
     Ok(answer::of_write(done("key deleted successfully"), &receipt))
 }
 
@@ -160,13 +163,13 @@ pub async fn batch(door: &Door, request: Request<Incoming>) -> Result<Response<B
     let (coordinator, options) = begin(door, &request)?;
     let shared = &door.api.shared;
     let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
-    let items = items(&body.bytes, shared.limits.value_size_max)?;
+    let items = items(&body.bytes, options.ttl, shared.limits.value_size_max)?;
     let count = items.len();
     let receipt = coordinator.batch(items, options.write).await;
     Ok(answer::of_batch(batch_answer(&receipt, count), &receipt))
 }
 
-fn items(body: &Bytes, value_size_max: usize) -> Result<Vec<(Key, Mutation)>, Fault> {
+fn items(body: &Bytes, ttl: Option<Ttl>, value_size_max: usize) -> Result<Vec<(Key, Mutation)>, Fault> {
     let BatchBody { keys, values } = item::json(body)?;
     if keys.len() != values.len() {
         let (keys, values) = (keys.len(), values.len());
@@ -180,7 +183,7 @@ fn items(body: &Bytes, value_size_max: usize) -> Result<Vec<(Key, Mutation)>, Fa
             let place = format!("keys[{index}]: ");
             let key = item::key(item::decode_base64(&key.0, &place)?, &place)?;
             let value = decode_value(&value.0, value_size_max, &format!("values[{index}]: "))?;
-            Ok((key, Mutation::Put(value)))
+            Ok((key, Mutation::put(value, ttl)))
         })
         .collect()
 }
@@ -229,7 +232,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_batch_is_said_with_its_index() {
-        let batch = |json: &str| match items(&Bytes::copy_from_slice(json.as_bytes()), 4) {
+        let batch = |json: &str| match items(&Bytes::copy_from_slice(json.as_bytes()), None, 4) {
             Ok(items) => items.len().to_string(),
             Err(fault) => format!("{} {fault}", fault.code().as_u16()),
         };

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::{ContentType, Value};
+use crate::types::{ContentType, Expiry, Value};
 
 fn any_key() -> impl Strategy<Value = Key> {
     prop::collection::vec(any::<u8>(), 1..40).prop_map(|bytes| Key::new(bytes).unwrap())
@@ -15,11 +15,20 @@ fn any_timestamp() -> impl Strategy<Value = Timestamp> {
 
 fn any_record() -> impl Strategy<Value = Record> {
     let value = prop::option::of(prop::collection::vec(any::<u8>(), 0..60));
-    (any_timestamp(), value, prop::option::of("[ -~]{1,30}")).prop_map(|(at, value, content_type)| {
-        let content_type = content_type.and_then(|text| ContentType::new(text.as_bytes()));
-        let record = |bytes| Record::value(at, Value::new(bytes).of_type(content_type));
-        value.map_or(Record::tombstone(at), record)
-    })
+    let expiry = prop::option::of(1u64..);
+    (any_timestamp(), value, prop::option::of("[ -~]{1,30}"), expiry).prop_map(
+        |(at, value, content_type, end)| {
+            let content_type = content_type.and_then(|text| ContentType::new(text.as_bytes()));
+            let expires_at = end.and_then(Expiry::from_u64);
+            let record =
+                |bytes| Record::value(at, Value::new(bytes).of_type(content_type).expiring(expires_at));
+            match (value, expires_at) {
+                (None, None) => Record::tombstone(at),
+                (None, Some(expires_at)) => Record::Expired { timestamp: at, expires_at },
+                (Some(bytes), _) => record(bytes),
+            }
+        },
+    )
 }
 
 fn any_items() -> impl Strategy<Value = Vec<(Key, Record)>> {

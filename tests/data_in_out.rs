@@ -4,23 +4,18 @@
 mod http_support;
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http_support::{Answer, Client, Server, until};
+use http_support::{Answer, Client, Server, says_that_it_runs, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-
-/// How long a node may take to start.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a record comes to: value and content type.
 type Content = (Vec<u8>, Option<String>);
@@ -145,7 +140,7 @@ impl Node {
     }
 
     fn start(dir: &Path, port: u16, args: &[&str], settings: &[(&str, &str)]) -> Option<Self> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_kvstore"))
+        let child = Command::new(env!("CARGO_BIN_EXE_kvstore"))
             .args(["-port", &port.to_string(), "-dir"])
             .arg(dir)
             .args(args)
@@ -156,23 +151,8 @@ impl Node {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut said = BufReader::new(child.stdout.take().expect("piped"));
-        let (tell, told) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut line = String::new();
-            let runs = loop {
-                line.clear();
-                match said.read_line(&mut line) {
-                    Ok(0) | Err(_) => break false,
-                    Ok(_) if line.contains("Node running on port") => break true,
-                    Ok(_) => {}
-                }
-            };
-            let _ = tell.send(runs); // nobody waits any more
-            io::copy(&mut said, &mut io::sink()) // or the node would wait for a reader
-        });
-        let node = Self { child, addr: SocketAddr::from(([127, 0, 0, 1], port)) };
-        told.recv_timeout(PATIENCE).expect("it starts or ends in time").then_some(node)
+        let mut node = Self { child, addr: SocketAddr::from(([127, 0, 0, 1], port)) };
+        says_that_it_runs(&mut node.child).then_some(node)
     }
 
     fn name(&self) -> String {

@@ -8,13 +8,10 @@
 
 mod http_support;
 
-use std::io::{self, BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
-use std::time::Duration;
 
-use http_support::{Answer, Client};
+use http_support::{Answer, Client, says_that_it_runs};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 const MIB: u64 = 1 << 20;
@@ -26,8 +23,6 @@ const MARGIN: u64 = 50 * MIB;
 const AT_REST: u64 = 50 * MIB;
 /// Idle connections, and requests begun and not ended.
 const CONNECTIONS: usize = 1500;
-/// How long a node may take to start.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A node in a process of its own; killed when dropped.
 struct Node {
@@ -58,7 +53,7 @@ impl Node {
                 .spawn()
                 .unwrap();
             let mut node = Self { child, addr, dir, at_rest: 0 };
-            if node.has_started() {
+            if says_that_it_runs(&mut node.child) {
                 node.at_rest = node.memory("VmRSS");
                 assert!(node.at_rest < AT_REST, "{} MiB at rest", node.at_rest / MIB);
                 return node;
@@ -66,26 +61,6 @@ impl Node {
             dir = node.end();
         }
         panic!("no node on any of ten ports");
-    }
-
-    /// Waits until the node says that it runs, or ends.
-    fn has_started(&mut self) -> bool {
-        let mut said = BufReader::new(self.child.stdout.take().expect("piped"));
-        let (tell, told) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut line = String::new();
-            let runs = loop {
-                line.clear();
-                match said.read_line(&mut line) {
-                    Ok(0) | Err(_) => break false,
-                    Ok(_) if line.contains("Node running on port") => break true,
-                    Ok(_) => {}
-                }
-            };
-            let _ = tell.send(runs); // nobody waits any more
-            io::copy(&mut said, &mut io::sink()) // or the node would wait for a reader
-        });
-        told.recv_timeout(PATIENCE).expect("it starts or ends in time")
     }
 
     /// Stops it as an operator does, and starts it again in the same directory.

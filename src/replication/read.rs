@@ -297,11 +297,15 @@ impl ReadOp {
     }
 
     fn take_in(&mut self, Event { replica, is_read, outcome }: Event) {
+        // What it holds after a write-back may be newer: a write that was acknowledged since it was asked.
+        if let Ok(Answer::WrittenBack { voting: true }) = outcome {
+            return self.push(replica, Ask::Record);
+        }
+        if !matches!(outcome, Ok(Answer::Version { .. })) {
+            self.end_write_back(replica); // a version was asked for besides, and may have been on its way before
+        }
         match outcome {
-            Ok(Answer::Record { voting: true, record }) => {
-                self.end_write_back(replica);
-                self.repair.on_record(replica, record);
-            }
+            Ok(Answer::Record { voting: true, record }) => self.repair.on_record(replica, record),
             Ok(Answer::Version { voting: true, version }) => {
                 self.repair.on_said(replica, Said::Tells(version));
             }
@@ -310,17 +314,12 @@ impl ReadOp {
                 self.causes.push((replica, Failure::NotVoting));
                 self.ask_next();
             }
-            // What it holds now may be newer: a write that was acknowledged since it was asked.
-            Ok(Answer::WrittenBack { voting: true }) => self.push(replica, Ask::Record),
-            Ok(Answer::WrittenBack { voting: false }) => self.end_write_back(replica),
+            Ok(Answer::WrittenBack { .. }) => {}
             Err(failure) => {
                 if is_read {
                     let damaged = failure == Failure::Refused(Refusal::Damaged);
-                    self.end_write_back(replica);
                     self.repair.on_said(replica, if damaged { Said::Damaged } else { Said::Failed });
                     self.ask_next();
-                } else {
-                    self.end_write_back(replica);
                 }
                 self.causes.push((replica, failure));
             }

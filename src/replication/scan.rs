@@ -392,14 +392,7 @@ fn mend(shared: &Arc<Shared>, behind: BTreeMap<NodeId, Vec<(Key, Record)>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{Member, Membership, RingSettings, assign};
-
-    fn ring(nodes: usize, replication_factor: usize) -> (Ring, Vec<NodeId>) {
-        let ids: Vec<_> = (0..nodes).map(|n| NodeId::from_canonical(&format!("n{n}:1"))).collect();
-        let members = ids.iter().map(|id| Member { id: id.clone(), weight: 10, zone: None }).collect();
-        let settings = RingSettings { range_count: 64, replication_factor };
-        (assign(None, &Membership::new(members), settings), ids)
-    }
+    use crate::replication::tests::ring;
 
     #[test]
     fn of_three_nodes_two_are_asked_this_one_among_them() {

@@ -4,8 +4,9 @@
 
 pub mod ring;
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown as Half, SocketAddr, TcpListener, TcpStream};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -418,6 +419,26 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Waits until a node in a process of its own says that it runs, or ends; its further output is read and dropped.
+pub fn says_that_it_runs(child: &mut Child) -> bool {
+    let mut said = BufReader::new(child.stdout.take().expect("piped"));
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let runs = loop {
+            line.clear();
+            match said.read_line(&mut line) {
+                Ok(0) | Err(_) => break false,
+                Ok(_) if line.contains("Node running on port") => break true,
+                Ok(_) => {}
+            }
+        };
+        let _ = tell.send(runs); // nobody waits any more
+        io::copy(&mut said, &mut io::sink()) // or the node would wait for a reader
+    });
+    told.recv_timeout(PATIENCE).expect("it starts or ends in time")
 }
 
 /// Runs `work`, and fails if it takes longer than `patience`.

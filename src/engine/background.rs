@@ -46,6 +46,21 @@ pub(super) struct Background {
     stop_waiters: Vec<Box<dyn FnOnce() + Send>>,
 }
 
+/// The share of time for work that nobody waits for.
+const SHARE_MIN: f64 = 0.125;
+
+/// A flush has until the active memtable is full; with half of that gone it goes as fast as it can.
+fn flush_share(is_awaited: bool, fill: f64) -> f64 {
+    if is_awaited { 1.0 } else { (SHARE_MIN + 2.0 * fill * (1.0 - SHARE_MIN)).min(1.0) }
+}
+
+/// Compaction has until level 0 makes writers slow down, at twice `l0_files_max`; before that it doubles its share with
+/// each table.
+fn compaction_share(is_awaited: bool, l0_files: usize, l0_files_max: usize) -> f64 {
+    let beyond = l0_files.saturating_sub(l0_files_max).min(3);
+    if is_awaited || l0_files >= 2 * l0_files_max { 1.0 } else { SHARE_MIN * f64::from(1u32 << beyond) }
+}
+
 impl Background {
     fn is_idle(&self) -> bool {
         !self.flush_running && !self.compaction_running
@@ -103,7 +118,7 @@ impl Shared {
             let newer = memory.sealed.iter().rev().nth(1).unwrap_or(&memory.active);
             newer.log_number()
         };
-        let result = self.versions.flush(&mut memtable.entries(), log_number_after);
+        let result = self.versions.flush(&mut memtable.entries(), log_number_after, &|| self.flush_share());
         match &result {
             Ok(()) => self.take_flushed(memtable, log_number_after),
             Err(error) => self.on_flush_error(error),
@@ -119,6 +134,23 @@ impl Shared {
         for (_, done) in told {
             done(result.clone());
         }
+    }
+
+    /// How much of its thread's time a flush may take now: more as the active memtable fills.
+    fn flush_share(&self) -> f64 {
+        let is_awaited = {
+            let background = self.background.lock();
+            background.is_stopping || !background.flush_waiters.is_empty()
+        };
+        let memory = self.memory.load();
+        let fill = memory.active.bytes() as f64 / self.options.memtable_size.max(1) as f64;
+        flush_share(is_awaited || memory.sealed.len() > 1, fill)
+    }
+
+    /// How much of its thread's time a compaction may take now: more as tables gather in level 0.
+    fn compaction_share(&self) -> f64 {
+        let is_awaited = !self.background.lock().compact_waiters.is_empty();
+        compaction_share(is_awaited, self.versions.current().l0_files(), self.options.l0_files_max)
     }
 
     /// Lets go of a memtable that is in a table by now, and of its log.
@@ -157,7 +189,7 @@ impl Shared {
     }
 
     fn compaction_job(self: Arc<Self>, compaction: Compaction) {
-        let result = self.versions.run(compaction, &|| self.oldest_in_memory());
+        let result = self.versions.run(compaction, &|| self.oldest_in_memory(), &|| self.compaction_share());
         if let Err(error) = &result {
             self.on_compaction_error(error);
         }
@@ -280,5 +312,29 @@ impl Shared {
             done(Err(Error::Poisoned));
         }
         self.queue.refuse_all(&Error::Poisoned);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eighths(share: f64) -> u32 {
+        (share * 8.0).round() as u32
+    }
+
+    #[test]
+    fn a_flush_takes_more_time_the_fuller_the_memtable_after_it() {
+        let shares = [0.0, 0.25, 0.5, 2.0].map(|fill| eighths(flush_share(false, fill)));
+        assert_eq!(shares, [1, 5, 8, 8]);
+        assert_eq!(eighths(flush_share(true, 0.0)), 8);
+    }
+
+    #[test]
+    fn a_compaction_takes_all_the_time_before_writers_must_slow_down() {
+        let shares: Vec<_> = (0..=8).map(|tables| eighths(compaction_share(false, tables, 4))).collect();
+        assert_eq!(shares, [1, 1, 1, 1, 1, 2, 4, 8, 8]);
+        assert_eq!(eighths(compaction_share(false, 2, 1)), 8);
+        assert_eq!(eighths(compaction_share(true, 0, 4)), 8);
     }
 }

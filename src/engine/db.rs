@@ -19,7 +19,7 @@ use super::sync_times::SyncCounter;
 use super::version::{Opened, VersionSet};
 use super::wal;
 use super::{Checkpoint, Completion, EngineStats, Error, Options, Recovery, WriteBatch, Written};
-use crate::env::{Env, Lane, Mistake, VfsLock};
+use crate::env::{Env, Lane, Mistake, VfsLock, at_full_speed};
 use crate::types::{Key, KeyRange, Record, Timestamp, Value};
 
 /// One node's storage. A clone is the same engine.
@@ -342,7 +342,7 @@ impl Shared {
         let settled = if memtable.is_empty() {
             if logs.is_empty() { Ok(()) } else { self.versions.set_log_number(log_number_after) }
         } else {
-            self.versions.flush(&mut memtable.entries(), log_number_after)
+            self.versions.flush(&mut memtable.entries(), log_number_after, &at_full_speed)
         };
         match settled {
             Ok(()) => {

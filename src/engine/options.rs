@@ -120,7 +120,7 @@ impl Default for Options {
 
 impl Options {
     /// A log is zero-filled ahead by this many bytes at a time, so that a new one costs its first writer little.
-    const LOG_STEP_MAX: u64 = 4 << 20;
+    const LOG_STEP_MAX: u64 = 1 << 20;
 
     /// At this size of its log a memtable is sealed, however small it is.
     pub(super) fn log_size_max(&self) -> u64 {

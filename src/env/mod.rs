@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod mistake;
+pub mod pacer;
 pub mod pool;
 pub mod rng;
 pub mod tasks;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use mistake::{Mistake, Planted};
+pub use pacer::{Pacer, at_full_speed};
 pub use pool::{Lane, Pool};
 pub use rng::Rng;
 pub use tasks::Tasks;

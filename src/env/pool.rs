@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{Rng, Tasks};
+use super::{Pacer, Rng, Tasks};
 
 /// A piece of work.
 pub type Job = Box<dyn FnOnce() + Send>;
@@ -74,6 +74,11 @@ impl Pool {
     /// Every job waits up to `delay_max` of virtual time and then runs in place, as one of `tasks`.
     pub fn simulated(tasks: Tasks, rng: Rng, delay_max: Duration) -> Self {
         Self { kind: Kind::Simulated { tasks, rng, delay_max } }
+    }
+
+    /// For a long job that is to use a share of its thread's time.
+    pub fn pacer(&self) -> Pacer {
+        Pacer::new(matches!(self.kind, Kind::Threads(_)))
     }
 
     /// Hands over a job. It runs after all that its lane was given before it, or beside them.

@@ -16,8 +16,8 @@ use crate::engine::{Error, Options};
 use crate::env::Env;
 use crate::types::{KeyRange, Timestamp};
 
-/// Entries between two looks at whether to stop.
-const STOP_INTERVAL: u64 = 1024;
+/// Entries between two looks at whether to rest, or to stop.
+const STEP: u64 = 64;
 /// A table is ended early when it overlaps this many tables' worth of the level below its own, which bounds
 /// what its own compaction will have to rewrite.
 const GRANDPARENT_TABLES_MAX: u64 = 10;
@@ -55,7 +55,6 @@ pub fn merge_inputs(inputs: &[(Level, Arc<SstReader>)]) -> MergingIterator<'stat
 }
 
 /// Writes tables.
-#[derive(Debug)]
 pub struct Compactor<'a> {
     /// The world.
     pub env: &'a Env,
@@ -75,6 +74,8 @@ pub struct Compactor<'a> {
     pub expired: &'a AtomicU64,
     /// Set by whoever wants it to end early.
     pub stop: &'a AtomicBool,
+    /// How much of its thread's time it may use, up to 1.
+    pub share: &'a dyn Fn() -> f64,
 }
 
 impl Compactor<'_> {
@@ -95,11 +96,15 @@ impl Compactor<'_> {
         let mut open: Option<SstBuilder> = None;
         let mut seam = Seam::new(self.grandparents);
         let mut seen = 0u64;
+        let mut pacer = self.env.pool.pacer();
         while let Some(entry) = newest.current() {
             let entry = self.aged(entry);
             seen += 1;
-            if seen.is_multiple_of(STOP_INTERVAL) && self.stop.load(Ordering::Relaxed) {
-                return Err(Error::Closed);
+            if seen.is_multiple_of(STEP) {
+                if self.stop.load(Ordering::Relaxed) {
+                    return Err(Error::Closed);
+                }
+                pacer.step(self.share);
             }
             if keep(&entry) {
                 seam.pass(entry.key);

@@ -19,6 +19,9 @@ use crate::util::coding::{put_bytes, put_varint};
 
 /// Bytes collected before they are written.
 const WRITE_SIZE: usize = 256 << 10;
+/// Bytes written before they are synced: the sync of a whole table at its end would have the disk make every commit
+/// wait meanwhile.
+const SYNC_SIZE: u64 = 1 << 20;
 
 /// How large a table's bloom filter is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +57,8 @@ pub struct SstBuilder {
     pending: Vec<u8>,
     /// Bytes written.
     written: u64,
+    /// Bytes of them synced.
+    synced: u64,
     block: BlockBuilder,
     /// Encoded index entries.
     index: Vec<u8>,
@@ -87,6 +92,7 @@ impl SstBuilder {
             number,
             pending: Vec::with_capacity(WRITE_SIZE + 2 * BLOCK_SIZE),
             written: 0,
+            synced: 0,
             block: BlockBuilder::default(),
             index: Vec::new(),
             unindexed: None,
@@ -164,7 +170,7 @@ impl SstBuilder {
         self.index_block_before(None);
         let meta = self.end_file()?;
         self.write_pending()?;
-        self.file.sync().map_err(|error| Error::io("sync", &self.path, error))?;
+        self.sync()?;
         let path = table_path(&self.dir, self.number);
         self.env.fs.rename(&self.path, &path).map_err(|error| Error::io("rename", &self.path, error))?;
         self.finished = true;
@@ -244,6 +250,12 @@ impl SstBuilder {
             .map_err(|error| Error::io("write", &self.path, error))?;
         self.written += self.pending.len() as u64;
         self.pending.clear();
+        if self.written - self.synced >= SYNC_SIZE { self.sync() } else { Ok(()) }
+    }
+
+    fn sync(&mut self) -> Result<(), Error> {
+        self.file.sync().map_err(|error| Error::io("sync", &self.path, error))?;
+        self.synced = self.written;
         Ok(())
     }
 }

@@ -197,12 +197,18 @@ impl VersionSet {
     }
 
     /// Writes a sealed memtable to a table of level 0 and installs it, together with the number of the oldest log
-    /// still needed. Memtables must be flushed oldest first, one at a time.
+    /// still needed. Memtables must be flushed oldest first, one at a time. `share` says how much of the thread's time
+    /// that may take, up to 1.
     ///
     /// # Errors
     /// `Io` while building leaves nothing behind and may be tried again. Once the manifest failed, the first
     /// caller gets its error and all later ones `Poisoned`.
-    pub fn flush(&self, memtable: &mut dyn InternalIterator, log_number_after: u64) -> Result<(), Error> {
+    pub fn flush(
+        &self,
+        memtable: &mut dyn InternalIterator,
+        log_number_after: u64,
+        share: &dyn Fn() -> f64,
+    ) -> Result<(), Error> {
         let compactor = Compactor {
             env: &self.env,
             dir: &self.dir,
@@ -213,6 +219,7 @@ impl VersionSet {
             horizon: self.options.horizon.now(),
             expired: &self.expired,
             stop: &AtomicBool::new(false), // a flush is never given up: closing waits for it
+            share,
         };
         let metas = compactor.write(memtable, |_| true, || self.new_file_number())?;
         let added = self.open_outputs(Level::L0, &metas)?;
@@ -243,7 +250,8 @@ impl VersionSet {
     }
 
     /// Carries a compaction out. `oldest_in_memory` gives the oldest timestamp in memtables, logs not yet in
-    /// tables and the queue of writers (`None`: they are empty); asked before each tombstone that might go.
+    /// tables and the queue of writers (`None`: they are empty); asked before each tombstone that might go. `share` as for
+    /// [`VersionSet::flush`].
     ///
     /// # Errors
     /// `Corruption`: the inputs stay, and are not picked again. `Closed` after [`VersionSet::stop`]. Otherwise as
@@ -252,12 +260,13 @@ impl VersionSet {
         &self,
         compaction: Compaction,
         oldest_in_memory: &dyn Fn() -> Option<Timestamp>,
+        share: &dyn Fn() -> f64,
     ) -> Result<(), Error> {
         let Compaction { plan: Plan { inputs, output, is_move }, _slot } = compaction;
         let added: Vec<_> = if is_move {
             inputs.iter().map(|(_, table)| (output, table.clone())).collect()
         } else {
-            let metas = self.rewrite(&inputs, output, oldest_in_memory)?;
+            let metas = self.rewrite(&inputs, output, oldest_in_memory, share)?;
             self.open_outputs(output, &metas)?
         };
         let removed = inputs.iter().map(|(level, table)| (*level, table.meta().number)).collect();
@@ -283,6 +292,7 @@ impl VersionSet {
         inputs: &[(Level, Arc<SstReader>)],
         output: Level,
         oldest_in_memory: &dyn Fn() -> Option<Timestamp>,
+        share: &dyn Fn() -> f64,
     ) -> Result<Vec<SstMeta>, Error> {
         let version = self.current();
         let is_bottom = Level::all().skip(output.number() + 1).all(|level| version.level(level).is_empty());
@@ -296,6 +306,7 @@ impl VersionSet {
             horizon: self.options.horizon.now(),
             expired: &self.expired,
             stop: &self.stop,
+            share,
         };
         let forgets_expired = self.env.planted.has(Mistake::ExpiredForgotten);
         let numbers: BTreeSet<u64> = inputs.iter().map(|(_, table)| table.meta().number).collect();

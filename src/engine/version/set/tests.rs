@@ -6,7 +6,7 @@ use crate::engine::iter::model::{Entry, ModelIterator, any_entries, check, drain
 use crate::engine::iter::{MergingIterator, VisibleIterator};
 use crate::env::vfs_fault::{FaultVfs, Lasting, Op};
 use crate::env::vfs_mem::MemVfs;
-use crate::env::{Rng, Vfs};
+use crate::env::{Rng, Vfs, at_full_speed};
 use crate::types::{Expiry, KeyRange, Record, Value};
 
 fn dir() -> &'static Path {
@@ -49,12 +49,12 @@ fn entry(key: &str, ts: u64, value: Option<&str>) -> Entry {
 }
 
 fn flush(set: &VersionSet, entries: &[Entry], log_number: u64) -> Result<(), Error> {
-    set.flush(&mut ModelIterator::new(entries.to_vec()), log_number)
+    set.flush(&mut ModelIterator::new(entries.to_vec()), log_number, &at_full_speed)
 }
 
 fn compact(set: &VersionSet) -> Result<(), Error> {
     while let Some(compaction) = set.pick() {
-        set.run(compaction, &|| None)?;
+        set.run(compaction, &|| None, &at_full_speed)?;
     }
     Ok(())
 }
@@ -113,12 +113,12 @@ proptest! {
                 }
                 Step::CompactOnce => {
                     if let Some(compaction) = set.pick() {
-                        set.run(compaction, &|| None).unwrap();
+                        set.run(compaction, &|| None, &at_full_speed).unwrap();
                     }
                 }
                 Step::CompactAll => {
                     if let Some(compaction) = set.pick_all() {
-                        set.run(compaction, &|| None).unwrap();
+                        set.run(compaction, &|| None, &at_full_speed).unwrap();
                     }
                 }
                 Step::Reopen => set = VersionSet::open(&env, dir(), &small()).unwrap().0,
@@ -157,7 +157,7 @@ proptest! {
             // What is still in memory while a compaction runs may be older than what it rewrites.
             let in_memory = [entry("user:00000001", 1, Some("late"))];
             if let Some(compaction) = compaction {
-                set.run(compaction, &|| Some(Timestamp::from_u64(1))).unwrap();
+                set.run(compaction, &|| Some(Timestamp::from_u64(1)), &at_full_speed).unwrap();
                 flush(&set, &in_memory, 0).unwrap();
                 all.extend(in_memory);
             }
@@ -165,7 +165,7 @@ proptest! {
             all.extend(entries);
         }
         if let Some(compaction) = set.pick_all() {
-            set.run(compaction, &|| None).unwrap();
+            set.run(compaction, &|| None, &at_full_speed).unwrap();
         }
         let mut expected = newest(&all);
         expected.retain(|(_, record)| !record.is_tombstone());
@@ -182,9 +182,9 @@ fn a_tombstone_goes_once_nothing_older_of_its_key_can_be_left() {
     let set = VersionSet::open(&env, dir(), &options).unwrap().0;
     flush(&set, &[entry("a", 5, Some("x")), entry("b", 5, Some("x"))], 0).unwrap();
     flush(&set, &[entry("a", 6, None)], 0).unwrap();
-    set.run(set.pick_all().unwrap(), &|| Some(Timestamp::from_u64(6))).unwrap();
+    set.run(set.pick_all().unwrap(), &|| Some(Timestamp::from_u64(6)), &at_full_speed).unwrap();
     assert_eq!(contents(&set), [entry("a", 6, None), entry("b", 5, Some("x"))], "memory may hold its like");
-    set.run(set.pick_all().unwrap(), &|| Some(Timestamp::from_u64(7))).unwrap();
+    set.run(set.pick_all().unwrap(), &|| Some(Timestamp::from_u64(7)), &at_full_speed).unwrap();
     assert_eq!(contents(&set), [entry("b", 5, Some("x"))]);
     assert!(set.pick_all().is_none(), "nothing is left to do");
 }
@@ -195,7 +195,7 @@ fn tombstones_that_nobody_vouches_for_stay_and_are_counted() {
     let set = VersionSet::open(&env, dir(), &small()).unwrap().0;
     flush(&set, &[entry("a", 5, Some("x"))], 0).unwrap();
     flush(&set, &[entry("a", 6, None)], 0).unwrap();
-    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    set.run(set.pick_all().unwrap(), &|| None, &at_full_speed).unwrap();
     assert_eq!(contents(&set), [entry("a", 6, None)]);
     let mut stats = EngineStats::default();
     set.fill_stats(&mut stats);
@@ -212,7 +212,7 @@ fn a_reader_keeps_the_tables_of_its_version_until_it_lets_go() {
     let before = set.current();
     let mut reader = visible(&before, &KeyRange::all());
     drop(before);
-    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    set.run(set.pick_all().unwrap(), &|| None, &at_full_speed).unwrap();
     assert_eq!(files(&disk, ".sst").len(), 4);
     reader.seek_to_first().unwrap();
     assert_eq!(drain(&mut reader).unwrap().len(), 2);
@@ -229,7 +229,7 @@ fn a_compaction_that_meets_a_corrupt_block_stops_and_is_not_picked_again() {
     let damaged = table_path(dir(), set.current().level(Level::L0)[0].meta().number);
     disk.flip_byte(&damaged, 3).unwrap();
     let before = files(&disk, ".sst");
-    assert!(is_corruption(set.run(set.pick().unwrap(), &|| None)));
+    assert!(is_corruption(set.run(set.pick().unwrap(), &|| None, &at_full_speed)));
     assert_eq!(files(&disk, ".sst"), before, "inputs stay, outputs go");
     assert!(set.pick().is_none_or(|next| next.plan.inputs.iter().all(|(_, table)| !table.is_damaged())));
     let version = set.current();
@@ -270,7 +270,7 @@ fn a_flush_beside_a_compaction_is_kept() {
     let compaction = set.pick().unwrap();
     assert!(set.pick().is_none(), "one at a time");
     flush(&set, &[entry("b", 1, Some("z"))], 3).unwrap();
-    set.run(compaction, &|| None).unwrap();
+    set.run(compaction, &|| None, &at_full_speed).unwrap();
     let expected = [entry("a", 2, Some("y")), entry("b", 1, Some("z"))];
     assert_eq!(contents(&set), expected);
     let (reopened, opened) = VersionSet::open(&env, dir(), &small()).unwrap();
@@ -289,7 +289,7 @@ fn a_checkpoint_opens_on_its_own_and_does_not_change_any_more() {
     set.checkpoint_into(copy).unwrap();
     assert!(set.checkpoint_into(copy).is_err(), "it is not empty any more");
     flush(&set, &[entry("a", 3, None)], 3).unwrap();
-    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    set.run(set.pick_all().unwrap(), &|| None, &at_full_speed).unwrap();
     let (copied, opened) = VersionSet::open(&env, copy, &small()).unwrap();
     assert_eq!(contents(&copied), [entry("a", 1, Some("x")), entry("b", 2, Some("y"))]);
     assert_eq!((opened.log_number, opened.created), (2, false));
@@ -321,7 +321,7 @@ fn a_stopped_set_ends_its_compaction_and_starts_no_other() {
     flush(&set, &many[..1], 0).unwrap();
     let compaction = set.pick().unwrap();
     set.stop();
-    assert!(matches!(set.run(compaction, &|| None), Err(Error::Closed)));
+    assert!(matches!(set.run(compaction, &|| None, &at_full_speed), Err(Error::Closed)));
     assert!(set.pick().is_none() && set.pick_all().is_none());
     assert_eq!(contents(&set).len(), 3000);
 }
@@ -516,11 +516,11 @@ fn an_expired_value_goes_on_as_a_tombstone_that_hides_what_it_overwrote() {
     let (at, horizon) = horizon();
     let set = VersionSet::open(&env, dir(), &Options { horizon, ..small() }).unwrap().0;
     flush(&set, &[entry("a", 5, Some("old")), until("b", 5, "stays", 900)], 0).unwrap();
-    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    set.run(set.pick_all().unwrap(), &|| None, &at_full_speed).unwrap();
     let ended = until("a", 6, "new", 100);
     flush(&set, std::slice::from_ref(&ended), 0).unwrap();
     at.store(100, Ordering::Relaxed);
-    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    set.run(set.pick_all().unwrap(), &|| None, &at_full_speed).unwrap();
     assert_eq!(
         contents(&set),
         [ended.clone(), until("b", 5, "stays", 900)],
@@ -528,7 +528,7 @@ fn an_expired_value_goes_on_as_a_tombstone_that_hides_what_it_overwrote() {
     );
     flush(&set, &[entry("c", 7, Some("x"))], 0).unwrap();
     at.store(101, Ordering::Relaxed);
-    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    set.run(set.pick_all().unwrap(), &|| None, &at_full_speed).unwrap();
     let left = [expired(ended), until("b", 5, "stays", 900), entry("c", 7, Some("x"))];
     assert_eq!(contents(&set), left);
     let mut stats = EngineStats::default();
@@ -558,8 +558,8 @@ fn what_an_expired_value_leaves_goes_as_tombstones_go() {
     let ended = until("a", 6, "new", 100);
     flush(&set, std::slice::from_ref(&ended), 0).unwrap();
     at.store(200, Ordering::Relaxed);
-    set.run(set.pick_all().unwrap(), &|| Some(Timestamp::from_u64(6))).unwrap();
+    set.run(set.pick_all().unwrap(), &|| Some(Timestamp::from_u64(6)), &at_full_speed).unwrap();
     assert_eq!(contents(&set), [expired(ended), entry("b", 5, Some("x"))], "memory may hold what it hides");
-    set.run(set.pick_all().unwrap(), &|| None).unwrap();
+    set.run(set.pick_all().unwrap(), &|| None, &at_full_speed).unwrap();
     assert_eq!(contents(&set), [entry("b", 5, Some("x"))]);
 }

@@ -204,7 +204,7 @@ impl FailureDetector {
     /// when it is not believed alive it is pinged at once.
     pub fn on_facts(&self, node: &NodeId, facts: Facts) {
         let now = Instant::now();
-        let alive = self.with(node, |peer| {
+        let alive = self.with(node, now, |peer| {
             peer.facts = Some((facts, now));
             peer.evidence.liveness(now) == Liveness::Alive
         });
@@ -216,14 +216,20 @@ impl FailureDetector {
     /// `node` answered a call, whatever the answer.
     pub fn note_alive(&self, node: &NodeId) {
         let now = Instant::now();
-        self.with(node, |peer| peer.evidence.on_answer(now));
+        self.with(node, now, |peer| peer.evidence.on_answer(now));
     }
 
     /// The transport could not reach `node`: nothing was sent (`rpc::Error::Unreachable`). A call that merely got no
     /// answer is no failure here: silence is counted by itself.
     pub fn on_failure(&self, node: &NodeId) {
         let now = Instant::now();
-        self.with(node, |peer| peer.evidence.on_unreachable(now));
+        self.with(node, now, |peer| peer.evidence.on_unreachable(now));
+    }
+
+    /// Has all peers pinged at once: this node has news of itself, and until they hear it they count without it.
+    pub fn announce(&self) {
+        self.shared.cues.lock().extend(self.peers());
+        self.shared.cued.notify_one();
     }
 
     /// A receiver that ticks when any belief changes.
@@ -242,7 +248,7 @@ impl FailureDetector {
     }
 
     pub(super) fn on_clock_offset(&self, node: &NodeId, offset: ClockOffset) {
-        self.with(node, |peer| peer.clock_offset = Some(offset));
+        self.with(node, Instant::now(), |peer| peer.clock_offset = Some(offset));
     }
 
     /// Waits for peers to be pinged out of turn. Cancel-safe.
@@ -257,8 +263,7 @@ impl FailureDetector {
     }
 
     /// Changes what is known of a peer, and tells if that changes a belief.
-    fn with<T>(&self, node: &NodeId, change: impl FnOnce(&mut Peer) -> T) -> Option<T> {
-        let now = Instant::now();
+    fn with<T>(&self, node: &NodeId, now: Instant, change: impl FnOnce(&mut Peer) -> T) -> Option<T> {
         let (result, changed) = {
             let mut peers = self.shared.peers.lock();
             let peer = peers.get_mut(node)?;

@@ -223,6 +223,16 @@ pub(super) mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn news_is_told_out_of_turn() {
+        let setting = start(Mood::Answers);
+        after(210).await;
+        let calls = *setting.network.calls.lock();
+        setting.detector.announce();
+        after(1).await;
+        assert_eq!(*setting.network.calls.lock(), calls + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_peer_that_falls_silent_is_dead_after_a_second_and_alive_with_its_next_answer() {
         let setting = start(Mood::Answers);
         after(1001).await; // its last answer comes a millisecond from now

@@ -116,6 +116,7 @@ impl StandingKeeper {
         loop {
             if self.votes_on_disk() && self.facts.alarm().is_none() {
                 self.shared.standing.set(Standing::Voting);
+                self.shared.detector.announce();
                 self.alarmed().await;
             }
             if self.stop_voting().await.is_err() {

@@ -301,7 +301,7 @@ fn many_items_of_any_bytes_and_types_are_written_at_once() {
         (
             r#"{"items":[{"key":"a","value":"","content_type":"\n"}]}"#,
             400,
-            "items[0]: content_type must have",
+            "items[0]: content_type must be a media type",
         ),
     ];
     for (body, code, detail) in bad {

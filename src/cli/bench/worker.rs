@@ -113,7 +113,7 @@ pub(super) async fn load(plan: &Plan, keys: u64) -> Result<(), String> {
         let end = (next + LOAD_BATCH).min(keys.max(1));
         let (status, answer) = connection.send(Method::POST, "/batch", plan.batch_of(next..end)).await?;
         if status != StatusCode::OK {
-            return Err(format!("{status}: {}", String::from_utf8_lossy(&answer)));
+            return Err(describe(status, &answer));
         }
         next = end;
     }
@@ -231,5 +231,5 @@ impl Worker {
 
 fn describe(status: StatusCode, answer: &[u8]) -> String {
     let text = String::from_utf8_lossy(answer);
-    format!("{} {}", status.as_u16(), text.chars().take(80).collect::<String>())
+    format!("{} {}", status.as_u16(), text.chars().take(200).collect::<String>())
 }

@@ -34,7 +34,7 @@ use crate::replication::{
     BatchReceipt, CheckpointError, Coordinator, Mutation, NotSent, ReadError, ReadOptions, ValuePage,
     WriteError,
 };
-use crate::types::{ContentType, Key, KeyRange, Record, Value};
+use crate::types::{Key, KeyRange, Record, Value};
 
 /// Items a page of a list when the request does not say.
 const LIMIT_DEFAULT: usize = 1_000;
@@ -461,14 +461,7 @@ impl NewItem<'_> {
         item::check_value(value.len(), value_size_max, place)?;
         let content_type = match &self.content_type {
             None => None,
-            // What a value without a type is.
-            Some(item::Text(text)) if text == raw::OCTETS => None,
-            Some(item::Text(text)) => Some(ContentType::new(text.as_bytes()).ok_or_else(|| {
-                let max = ContentType::MAX_LEN;
-                Fault::BadRequest(format!(
-                    "{place}content_type must have 1 to {max} printable ASCII characters"
-                ))
-            })?),
+            Some(item::Text(text)) => raw::content_type(text.as_bytes(), &format!("{place}content_type"))?,
         };
         Ok((key, Value::new(value).of_type(content_type)))
     }

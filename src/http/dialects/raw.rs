@@ -28,7 +28,7 @@ use crate::http::status::Fault;
 use crate::types::{ContentType, Key, Record, Value};
 
 /// The type that a value without one is served as.
-pub const OCTETS: &str = "application/octet-stream";
+const OCTETS: &str = "application/octet-stream";
 
 /// The key in a path, percent-decoded.
 pub fn key_of(raw: &str) -> Result<Key, Fault> {
@@ -44,18 +44,36 @@ pub async fn value_of(door: &Door, request: Request<Incoming>) -> Result<(Value,
     Ok((Value::new(body.bytes).of_type(content_type), body.reservation))
 }
 
-/// The type that a request gives its body. Octets are what a value without a type is: that is not kept.
+/// The type that a request gives its body.
 fn content_type_of(headers: &HeaderMap) -> Result<Option<ContentType>, Fault> {
     match headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) {
         None | Some(b"") => Ok(None),
-        Some(text) if text == OCTETS.as_bytes() => Ok(None),
-        Some(text) => ContentType::new(text).map(Some).ok_or_else(|| {
-            Fault::BadRequest(format!(
-                "Content-Type must have at most {} printable ASCII characters",
-                ContentType::MAX_LEN
-            ))
-        }),
+        Some(text) => content_type(text, "Content-Type"),
     }
+}
+
+/// The type that a client gives a value under some name. Octets are what a value without a type is: that is not kept.
+pub fn content_type(text: &[u8], name: &str) -> Result<Option<ContentType>, Fault> {
+    if text == OCTETS.as_bytes() {
+        return Ok(None);
+    }
+    // What is no media type would be served as one, to clients that fail on it.
+    ContentType::new(text).filter(|_| is_media_type(text)).map(Some).ok_or_else(|| {
+        let max = ContentType::MAX_LEN;
+        Fault::BadRequest(format!(
+            "{name} must be a media type such as text/plain, of at most {max} characters"
+        ))
+    })
+}
+
+/// Whether it is a type, a slash, a subtype, and perhaps parameters (RFC 9110, 8.3.1).
+fn is_media_type(text: &[u8]) -> bool {
+    let is_token = |part: &[u8]| {
+        !part.is_empty() && part.iter().all(|c| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(c))
+    };
+    let essence = text.split(|c| *c == b';').next().unwrap_or_default().trim_ascii_end();
+    let mut parts = essence.splitn(2, |c| *c == b'/');
+    parts.next().is_some_and(is_token) && parts.next().is_some_and(is_token)
 }
 
 /// Names the type of a value, as it is served.
@@ -163,6 +181,17 @@ fn parse_range(range: &str, len: usize) -> Part {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn only_a_media_type_is_taken_for_one() {
+        for good in ["text/html; charset=utf-8", "application/vnd.api+json", "a/b ;c=d", "x/*"] {
+            assert!(content_type(good.as_bytes(), "it").unwrap().is_some(), "{good}");
+        }
+        assert!(content_type(OCTETS.as_bytes(), "it").unwrap().is_none());
+        for bad in ["gIAi@1+v", "text", "/html", "text/", "text/a b", "text/a/b", "\n", ";"] {
+            assert!(content_type(bad.as_bytes(), "it").is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn one_range_is_a_part_and_anything_else_is_everything() {

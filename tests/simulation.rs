@@ -1,7 +1,7 @@
 //! Does the cluster keep its word? Simulated rings of real nodes, whose every fault a seed decides.
 //!
-//! - `SIM_SEED=s cargo test --test simulation` runs one seed, `SIM_SEEDS=n` the first n; `SIM_TRACE=1` keeps the whole
-//!   trace of a failure in place of its last events.
+//! - `SIM_SEED=s cargo test --test simulation` runs one seed, `SIM_SEEDS=n` the first n storms; `SIM_TRACE=1` keeps the
+//!   whole trace of a failure in place of its last events.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // the simulation is the world
 
 mod sim;
@@ -15,13 +15,13 @@ use sim::real_node;
 use sim::run::{Mix, Options, Report, run};
 use sim::toy_register::{self, Bug};
 
-/// The seeds to run: `SIM_SEED` alone, or as many as `SIM_SEEDS` says.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// The seeds to run: `SIM_SEED` alone, or as many as are wanted.
 fn seeds(count: u64) -> std::ops::Range<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    match number("SIM_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SIM_SEEDS").unwrap_or(count),
-    }
+    number("SIM_SEED").map_or(0..count, |seed| seed..seed + 1)
 }
 
 fn explain(report: &Report) -> String {
@@ -130,8 +130,9 @@ fn print_traces(reports: &[Report]) {
 #[test]
 fn a_ring_of_real_nodes_keeps_its_word_in_every_storm() {
     let starter = real_node::starter();
-    let (reports, wrong) =
-        run_all(seeds(100), |seed| run(&Options::swarm(seed), Planted::default(), &starter));
+    let (reports, wrong) = run_all(seeds(number("SIM_SEEDS").unwrap_or(100)), |seed| {
+        run(&Options::swarm(seed), Planted::default(), &starter)
+    });
     if let Some(wrong) = wrong {
         panic!("{}", explain(&wrong));
     }

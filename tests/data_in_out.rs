@@ -249,6 +249,52 @@ fn twenty_thousand_records_of_every_sort_come_through_nodes_and_directories() {
 }
 
 #[test]
+fn what_ends_goes_on_to_end_wherever_it_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (from, to) = (Server::start(), Server::start());
+    let [from_name, to_name] = [&from, &to].map(|server| server.addr.to_string());
+    let items = r#"{"items":[{"key":"a","value":"1","ttl":"1h"},{"key":"b","value":"2"},
+        {"key":"c","value":"3","expires_at":"2112-01-02T03:04:05.5Z"},{"key":"d","value":"4","ttl":"1s"}]}"#;
+    assert_eq!(from.post("/v1/kv:put", items).text(), r#"{"written":4}"#);
+    let end_of = |server: &Server, key: &str| {
+        server.get(&format!("/get?key={key}")).header("x-kv-expires").map(str::to_owned)
+    };
+    let hour = end_of(&from, "a").expect("a ttl of its own");
+    assert_eq!(end_of(&from, "b"), None);
+    assert_eq!(end_of(&from, "c").as_deref(), Some("2112-01-02T03:04:05.500000Z"));
+
+    done(dir, &["export", "--connect", &from_name, "--output", "all.jsonl"]);
+    until("its second is over", || from.get("/get?key=d").code == 404);
+
+    done(dir, &["import", "all.jsonl", "--connect", &to_name]);
+    assert_eq!(end_of(&to, "a").as_ref(), Some(&hour), "not an hour from now");
+    assert_eq!((end_of(&to, "b"), to.get("/get?key=d").code), (None, 404));
+
+    done(dir, &["import", "all.jsonl", "--dir", "node", "--", "-advertise-addr", "127.0.0.1:1"]);
+    let exported = out(&done(dir, &["export", "--dir", "node"]));
+    let ends: Vec<_> = exported
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .map(|line| {
+            (line["key"].as_str().unwrap().to_owned(), line["expires_at"].as_str().map(str::to_owned))
+        })
+        .collect();
+    let expected = [("a", Some(hour.as_str())), ("b", None), ("c", Some("2112-01-02T03:04:05.500000Z"))];
+    assert_eq!(ends, expected.map(|(key, end)| (key.to_owned(), end.map(str::to_owned))));
+
+    let both = r#"{"items":[{"key":"a","value":"","ttl":1,"expires_at":"2112-01-02T03:04:05Z"}]}"#;
+    for (items, wrong) in [
+        (both, "both `ttl` and `expires_at`"),
+        (&both.replace(r#""ttl":1,"#, "").replace("2112", "12"), "a moment such as"),
+    ] {
+        let refused = from.post("/v1/kv:put", items);
+        assert_eq!(refused.code, 400);
+        assert!(refused.text().contains(wrong), "{}", refused.text());
+    }
+}
+
+#[test]
 fn ranges_and_keys_alone_are_exported_alike_from_nodes_and_directories() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -651,7 +651,7 @@ impl<'a> ReplicaView<'a> {
             ReplicaState::Holds(record) => Self {
                 timestamp: Some(record.timestamp().as_u64()),
                 size: Some(record.value_len()),
-                expires_at: record.expires_at().map(answer::moment),
+                expires_at: record.expires_at().map(|end| end.to_string()),
                 expired: record.expires_at().map(|_| record.is_tombstone()),
                 ..without(if record.is_tombstone() { "tombstone" } else { "value" }, None)
             },

@@ -1,7 +1,5 @@
 //! Answers: the few shapes that every door shares.
 
-use std::time::{Duration, SystemTime};
-
 use bytes::Bytes;
 use hyper::header::{
     ALLOW, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
@@ -109,14 +107,8 @@ pub fn of_put(response: Response<Body>, receipt: &WriteReceipt, ttl: Option<Ttl>
 /// Says when a value ends, if it does.
 pub fn expires(headers: &mut HeaderMap, expires_at: Option<Expiry>) {
     if let Some(expires_at) = expires_at {
-        headers.insert(X_KV_EXPIRES, ascii_header(moment(expires_at)));
+        headers.insert(X_KV_EXPIRES, ascii_header(expires_at.to_string()));
     }
-}
-
-/// When a value ends, in RFC 3339: `2026-11-21T16:45:01.250000Z`.
-pub fn moment(expires_at: Expiry) -> String {
-    let since_1970 = Duration::from_micros(expires_at.as_u64());
-    humantime::format_rfc3339_micros(SystemTime::UNIX_EPOCH + since_1970).to_string()
 }
 
 /// Says of a batch when its last item was written and where the worst of it stood.
@@ -233,14 +225,6 @@ mod tests {
         ] {
             assert_eq!(acks_header(acks), acks.to_string());
         }
-    }
-
-    #[test]
-    fn a_moment_is_told_to_the_microsecond() {
-        let told = |micros| moment(Expiry::from_u64(micros).unwrap());
-        assert_eq!(told(1), "1970-01-01T00:00:00.000001Z");
-        assert_eq!(told(1_795_279_501_250_000), "2026-11-21T16:45:01.250000Z");
-        assert_eq!(moment(Expiry::at(Timestamp::MAX)), "2112-09-17T23:53:47.370495Z");
     }
 
     #[test]

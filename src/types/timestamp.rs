@@ -3,7 +3,7 @@
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A reading of a hybrid logical clock: 52 bits of microseconds since 1970, then 12 bits of counter.
 ///
@@ -101,9 +101,22 @@ impl Expiry {
         NonZeroU64::new(raw).map(Self)
     }
 
+    /// Reads what [`Expiry`] is shown as; `None` if it is not that. Fractions of a microsecond are dropped.
+    pub fn parse(text: &str) -> Option<Self> {
+        let since_1970 = humantime::parse_rfc3339(text).ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        Some(Self::at(Timestamp::ZERO.plus(since_1970)))
+    }
+
     /// The first timestamp at which it is over.
     pub fn timestamp(self) -> Timestamp {
         Timestamp::from_micros(self.0.get())
+    }
+}
+
+/// In RFC 3339: `2026-11-21T16:45:01.250000Z`.
+impl fmt::Display for Expiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_rfc3339_micros(SystemTime::UNIX_EPOCH + Duration::from_micros(self.as_u64())).fmt(f)
     }
 }
 
@@ -168,6 +181,25 @@ impl fmt::Display for NodeId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_expiry_is_told_to_the_microsecond_and_read_back() {
+        let told = |micros| Expiry::from_u64(micros).unwrap().to_string();
+        assert_eq!(told(1), "1970-01-01T00:00:00.000001Z");
+        assert_eq!(told(1_795_279_501_250_000), "2026-11-21T16:45:01.250000Z");
+        assert_eq!(Expiry::at(Timestamp::MAX).to_string(), "2112-09-17T23:53:47.370495Z");
+        for micros in [1, 1_795_279_501_250_000, Timestamp::MAX.micros()] {
+            assert_eq!(Expiry::parse(&told(micros)).map(Expiry::as_u64), Some(micros));
+        }
+        assert_eq!(
+            Expiry::parse("9999-12-31T23:59:59Z"),
+            Some(Expiry::at(Timestamp::MAX)),
+            "the last there is"
+        );
+        for bad in ["", "1969-12-31T23:59:59Z", "2026-11-21", "2026-11-21T16:45:01+01:00", "1795279501"] {
+            assert_eq!(Expiry::parse(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn an_expiry_lies_its_ttl_behind_the_timestamp_and_never_before_1970() {

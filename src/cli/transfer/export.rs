@@ -21,12 +21,13 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use serde::Deserialize;
 
 use super::client::{Client, NodeArgs};
+use super::line::Content;
 use super::meter::{self, Meter};
 use super::{Ended, line, runtime};
 use crate::engine::ReadOnlyEngine;
 use crate::env::Env;
 use crate::node;
-use crate::types::{ContentType, KeyRange, Timestamp, Value};
+use crate::types::{ContentType, KeyRange, Timestamp};
 
 /// Keys a page.
 const PAGE_KEYS: usize = 1_000;
@@ -140,15 +141,9 @@ impl Output {
         Ok(to(Box::new(clone), Some(file), last_key))
     }
 
-    fn line(
-        &mut self,
-        key: &[u8],
-        value: Option<&[u8]>,
-        content_type: Option<&str>,
-        timestamp: Timestamp,
-    ) -> Result<(), Ended> {
+    fn line(&mut self, key: &[u8], content: Option<Content<'_>>, timestamp: Timestamp) -> Result<(), Ended> {
         self.buffer.clear();
-        line::push(&mut self.buffer, key, value, content_type, timestamp);
+        line::push(&mut self.buffer, key, content, timestamp);
         self.out.write_all(&self.buffer).map_err(|error| Ended::output(&error))?;
         self.keys += 1;
         self.bytes += self.buffer.len() as u64;
@@ -226,6 +221,7 @@ struct Item {
     key: String,
     value: Option<String>,
     content_type: Option<String>,
+    expires_at: Option<String>,
     timestamp: Option<u64>,
 }
 
@@ -266,7 +262,9 @@ async fn from_nodes(args: &ExportArgs, output: &mut Output, meter: &Meter) -> Re
             };
             let value = item.value.as_deref().map(decode).transpose()?;
             let timestamp = Timestamp::from_u64(item.timestamp.unwrap_or_default());
-            output.line(&decode(&item.key)?, value.as_deref(), item.content_type.as_deref(), timestamp)?;
+            let (content_type, expires_at) = (item.content_type.as_deref(), item.expires_at.as_deref());
+            let content = value.as_deref().map(|value| Content { value, content_type, expires_at });
+            output.line(&decode(&item.key)?, content, timestamp)?;
         }
         meter.at(output.keys, format!("{} keys, {}", output.keys, meter::bytes(output.bytes)));
         match page.next_cursor {
@@ -290,8 +288,10 @@ fn from_directory(args: &ExportArgs, dir: &Path, output: &mut Output, meter: &Me
         let Some(value) = record.value_at(now) else { continue };
         let content_type = value.content_type().map(ContentType::as_bytes);
         let content_type = content_type.and_then(|text| std::str::from_utf8(text).ok());
-        let bytes = (!args.keys_only).then_some(value).map(Value::as_bytes);
-        output.line(key.as_bytes(), bytes, content_type, record.timestamp())?;
+        let expires_at = value.expires_at().map(|end| end.to_string());
+        let expires_at = expires_at.as_deref();
+        let content = Content { value: value.as_bytes(), content_type, expires_at };
+        output.line(key.as_bytes(), (!args.keys_only).then_some(content), record.timestamp())?;
         if output.keys.is_multiple_of(1024) {
             meter.at(output.keys, format!("{} keys, {}", output.keys, meter::bytes(output.bytes)));
         }

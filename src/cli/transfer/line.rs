@@ -3,6 +3,7 @@
 //! ```text
 //! {"key":"city:1","value":"Wien","timestamp":7312…}
 //! {"key_base64":"/wA=","value_base64":"iVBORw==","content_type":"image/png","timestamp":7312…}
+//! {"key":"session:7","value":"Alice","expires_at":"2026-11-21T16:45:01.250000Z","timestamp":7312…}
 //! ```
 //!
 //! Each of the two is text where it is UTF-8, and standard base64 under the other name where it is not. The timestamp is
@@ -13,8 +14,9 @@ use std::borrow::Cow;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
-use crate::types::{ContentType, Key, Timestamp, Value};
+use crate::types::{ContentType, Expiry, Key, Timestamp, Value};
 
 /// What a value without a type is served as: as good as none.
 const OCTETS: &str = "application/octet-stream";
@@ -34,6 +36,10 @@ struct Fields<'a> {
     value_base64: Option<Text<'a>>,
     #[serde(borrow)]
     content_type: Option<Text<'a>>,
+    #[serde(borrow)]
+    expires_at: Option<Text<'a>>,
+    /// What a node reads, and a directory does not.
+    ttl: Option<IgnoredAny>,
 }
 
 fn fields(line: &[u8]) -> Result<Fields<'_>, String> {
@@ -60,7 +66,10 @@ fn bytes(name: &str, text: Option<Text<'_>>, base64: Option<Text<'_>>) -> Result
 /// # Errors
 /// What is wrong with it, in words.
 pub fn parse(line: &[u8]) -> Result<(Key, Value), String> {
-    let Fields { key, key_base64, value, value_base64, content_type } = fields(line)?;
+    let Fields { key, key_base64, value, value_base64, content_type, expires_at, ttl } = fields(line)?;
+    if ttl.is_some() {
+        return Err("\"ttl\" is for nodes; a line for a directory says \"expires_at\"".to_owned());
+    }
     let key = Key::new(bytes("key", key, key_base64)?).map_err(|error| error.to_string())?;
     let value = bytes("value", value, value_base64)?;
     let content_type = match content_type {
@@ -71,7 +80,11 @@ pub fn parse(line: &[u8]) -> Result<(Key, Value), String> {
         }
         _ => None,
     };
-    Ok((key, Value::new(value).of_type(content_type)))
+    let expires_at = expires_at.map(|Text(moment)| {
+        Expiry::parse(&moment)
+            .ok_or_else(|| "expires_at is no moment such as 2026-11-21T16:45:01.25Z".to_owned())
+    });
+    Ok((key, Value::new(value).of_type(content_type).expiring(expires_at.transpose()?)))
 }
 
 /// Reads the key of a line, and whether it has a value.
@@ -81,22 +94,31 @@ pub fn key_of(line: &[u8]) -> Result<(Vec<u8>, bool), String> {
     Ok((bytes("key", fields.key, fields.key_base64)?, has_value))
 }
 
-/// Appends a line; `value`: nothing for keys alone.
-pub fn push(
-    out: &mut Vec<u8>,
-    key: &[u8],
-    value: Option<&[u8]>,
-    content_type: Option<&str>,
-    timestamp: Timestamp,
-) {
+/// A value as a line tells of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Content<'a> {
+    /// Its bytes.
+    pub value: &'a [u8],
+    /// Their type.
+    pub content_type: Option<&'a str>,
+    /// When it ends, as [`Expiry`] is shown.
+    pub expires_at: Option<&'a str>,
+}
+
+/// Appends a line; `content`: nothing for keys alone.
+pub fn push(out: &mut Vec<u8>, key: &[u8], content: Option<Content<'_>>, timestamp: Timestamp) {
     out.push(b'{');
     push_bytes(out, "key", key);
-    if let Some(value) = value {
+    if let Some(Content { value, content_type, expires_at }) = content {
         out.push(b',');
         push_bytes(out, "value", value);
-        if let Some(content_type) = content_type {
-            out.extend_from_slice(br#","content_type":"#);
-            push_text(out, content_type);
+        for (name, text) in [("content_type", content_type), ("expires_at", expires_at)] {
+            if let Some(text) = text {
+                out.extend_from_slice(b",\"");
+                out.extend_from_slice(name.as_bytes());
+                out.extend_from_slice(b"\":");
+                push_text(out, text);
+            }
         }
     }
     out.extend_from_slice(br#","timestamp":"#);
@@ -129,13 +151,20 @@ mod tests {
     #[test]
     fn a_line_reads_as_drawn() {
         let mut out = Vec::new();
-        push(&mut out, b"city:1", Some(b"Wien"), None, Timestamp::from_u64(7));
-        push(&mut out, b"\xff\0", Some(b"\x89PNG"), Some("image/png"), Timestamp::from_u64(8));
-        push(&mut out, b"k", None, Some("a/b"), Timestamp::from_u64(9));
+        let mut add =
+            |key: &[u8], content, timestamp| push(&mut out, key, content, Timestamp::from_u64(timestamp));
+        add(b"city:1", Some(Content { value: b"Wien", ..Content::default() }), 7);
+        let (value, content_type) = (&b"\x89PNG"[..], Some("image/png"));
+        add(
+            b"\xff\0",
+            Some(Content { value, content_type, expires_at: Some("2026-11-21T16:45:01.250000Z") }),
+            8,
+        );
+        add(b"k", None, 9);
         let expected = concat!(
             r#"{"key":"city:1","value":"Wien","timestamp":7}"#,
             "\n",
-            r#"{"key_base64":"/wA=","value_base64":"iVBORw==","content_type":"image/png","timestamp":8}"#,
+            r#"{"key_base64":"/wA=","value_base64":"iVBORw==","content_type":"image/png","expires_at":"2026-11-21T16:45:01.250000Z","timestamp":8}"#,
             "\n",
             r#"{"key":"k","timestamp":9}"#,
             "\n",
@@ -154,6 +183,10 @@ mod tests {
         assert!(wrong(r#"{"key":"k","value":7}"#).contains("expected a string at column 20"));
         assert!(wrong(r#"{"key":"k","value":"#).starts_with("bad JSON: EOF"));
         assert!(wrong(r#"{"key":"k","value":"","content_type":"a\nb"}"#).starts_with("content_type is not"));
+        assert!(
+            wrong(r#"{"key":"k","value":"","expires_at":"tomorrow"}"#).starts_with("expires_at is no moment")
+        );
+        assert!(wrong(r#"{"key":"k","value":"","ttl":60}"#).starts_with("\"ttl\" is for nodes"));
         assert!(wrong("[]").starts_with("bad JSON: "));
     }
 
@@ -168,10 +201,15 @@ mod tests {
         #[test]
         fn any_bytes_of_any_type_come_back(
             key in proptest::collection::vec(any::<u8>(), 1..20), value: Vec<u8>, of in proptest::option::of("[ -~]{1,9}"),
+            micros in proptest::option::of(1u64..1 << 52),
         ) {
             let mut out = Vec::new();
-            push(&mut out, &key, Some(&value), of.as_deref(), Timestamp::from_u64(1));
+            let end = micros.and_then(Expiry::from_u64);
+            let expires_at = end.map(|end| end.to_string());
+            let content = Content { value: &value, content_type: of.as_deref(), expires_at: expires_at.as_deref() };
+            push(&mut out, &key, Some(content), Timestamp::from_u64(1));
             let (read_key, read) = parse(&out).unwrap();
+            prop_assert_eq!(read.expires_at(), end);
             prop_assert_eq!(read_key.as_bytes(), &key[..]);
             prop_assert_eq!(read.as_bytes(), &value[..]);
             prop_assert_eq!(read.content_type().map(ContentType::as_bytes), of.as_deref().map(str::as_bytes));

@@ -34,7 +34,7 @@ use crate::replication::{
     BatchReceipt, CheckpointError, Coordinator, Mutation, NotSent, ReadError, ReadOptions, ValuePage,
     WriteError,
 };
-use crate::types::{Key, KeyRange, Record, Value};
+use crate::types::{Expiry, Key, KeyRange, Record, Ttl, Value};
 
 /// Items a page of a list when the request does not say.
 const LIMIT_DEFAULT: usize = 1_000;
@@ -236,7 +236,7 @@ fn push_value(json: &mut Vec<u8>, encoding: Encoding, value: &Value) -> bool {
         Encoding::Text.push(json, content_type.as_bytes());
     }
     if let Some(expires_at) = value.expires_at() {
-        json.extend_from_slice(format!(r#","expires_at":"{}""#, answer::moment(expires_at)).as_bytes());
+        json.extend_from_slice(format!(r#","expires_at":"{expires_at}""#).as_bytes());
     }
     lossy
 }
@@ -437,6 +437,10 @@ struct NewItem<'a> {
     value_base64: Option<item::Text<'a>>,
     #[serde(borrow)]
     content_type: Option<item::Text<'a>>,
+    ttl: Option<item::Lifetime>,
+    /// When it ends, in place of a ttl: as scans and exports say it.
+    #[serde(borrow)]
+    expires_at: Option<item::Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -446,7 +450,14 @@ struct NewItems<'a> {
 }
 
 impl NewItem<'_> {
-    fn read(self, encoding: Encoding, value_size_max: usize, place: &str) -> Result<(Key, Value), Fault> {
+    /// `ttl`: that of an item that says nothing of its end.
+    fn read(
+        self,
+        encoding: Encoding,
+        value_size_max: usize,
+        ttl: Option<Ttl>,
+        place: &str,
+    ) -> Result<(Key, Mutation), Fault> {
         let bytes =
             |name: &str, text: Option<item::Text<'_>>, base64: Option<item::Text<'_>>| match (text, base64) {
                 (Some(item::Text(text)), None) => encoding.decode(&text, place),
@@ -463,11 +474,27 @@ impl NewItem<'_> {
             None => None,
             Some(item::Text(text)) => raw::content_type(text.as_bytes(), &format!("{place}content_type"))?,
         };
-        Ok((key, Value::new(value).of_type(content_type)))
+        let value = Value::new(value).of_type(content_type);
+        let mutation = match (self.ttl, self.expires_at) {
+            (ttl_of_its_own, None) => {
+                Mutation::put(value, ttl_of_its_own.map(|item::Lifetime(ttl)| ttl).or(ttl))
+            }
+            (None, Some(item::Text(moment))) => {
+                let expires_at = Expiry::parse(&moment).ok_or_else(|| {
+                    let example = "2026-11-21T16:45:01.25Z";
+                    Fault::BadRequest(format!("{place}expires_at must be a moment such as {example}"))
+                })?;
+                Mutation::Put(value.expiring(Some(expires_at)))
+            }
+            (Some(_), Some(_)) => {
+                return Err(Fault::BadRequest(format!("{place}both `ttl` and `expires_at`")));
+            }
+        };
+        Ok((key, mutation))
     }
 }
 
-/// `POST /v1/kv:put` `{"items":[{"key","value","content_type"?},…]}`: `{"written":n}`. Any bytes of any type, many at a time.
+/// `POST /v1/kv:put` `{"items":[{"key","value","content_type"?,"ttl"?},…]}`: `{"written":n}`. Any bytes of any type, many at a time.
 /// Not atomic: of those that failed each is told of; of two items with one key the later wins.
 pub async fn put_many(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
     let (coordinator, options) = begin(door, &request)?;
@@ -477,8 +504,8 @@ pub async fn put_many(door: &Door, request: Request<Incoming>) -> Result<Respons
     let NewItems { items: given } = item::json(&body.bytes)?;
     let mut items = Vec::with_capacity(given.len());
     for (index, item) in given.into_iter().enumerate() {
-        let (key, value) = item.read(encoding, shared.limits.value_size_max, &format!("items[{index}]: "))?;
-        items.push((key, Mutation::put(value, options.ttl)));
+        let place = format!("items[{index}]: ");
+        items.push(item.read(encoding, shared.limits.value_size_max, options.ttl, &place)?);
     }
     let count = items.len();
     let receipt = coordinator.batch(items, options.write).await;

@@ -23,7 +23,6 @@
 mod checkpoints;
 mod delivery;
 mod directory;
-mod offline;
 mod restore;
 mod stopped;
 mod verify;
@@ -56,9 +55,8 @@ use crate::types::{NodeId, Timestamp};
 use crate::util::shutdown::{Shutdown, ShutdownListener};
 
 pub use directory::recover_drop_damaged;
-pub use offline::{OfflineNode, engine_dir};
 pub use restore::{RestoreError, Restored, restore};
-pub use stopped::StoppedNode;
+pub use stopped::{StoppedNode, WriteFailed, engine_dir};
 pub use verify::verify;
 
 /// How often the mark is raised while writes are stored: what a peer remembers of this disk is at most so old.

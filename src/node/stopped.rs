@@ -1,24 +1,27 @@
 //! `StoppedNode`: the data directory of a node that does not run, opened to be read and written by hand.
 //!
 //! What is written here is this replica's alone until its node runs again: reads then spread it, as they do any write that
-//! reached one replica. Nothing is made anew or given up: a directory that is not a node's, or is damaged, is refused.
+//! reached one replica. A record is given the clock's next timestamp, below a mark that is on disk, and is newer than all
+//! that the directory has.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
-use super::directory::{self, CLOCK, DATA, IDENTITY};
-use super::{StartError, part, tombstones_of};
+use super::directory::{self, CLOCK, DATA, IDENTITY, Opened};
+use super::{StartError, part, ring_of, tombstones_of};
 use crate::config::Config;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, WriteBatch};
 use crate::env::{Env, VfsLock};
 use crate::hlc::{ClockKeeper, MarkFailed};
 use crate::replication::Standing;
 use crate::replication::identity::{self, Identity};
-use crate::types::Timestamp;
+use crate::types::{Key, NodeId, Timestamp, Value};
 
-/// The directory of a node that does not run. Holds its lock until it is closed or dropped.
+/// The directory of a node that does not run. Holds its lock until it is closed or dropped; what is not closed is recovered at
+/// the next start.
 #[derive(Debug)]
 pub struct StoppedNode {
     engine: Engine,
@@ -27,8 +30,19 @@ pub struct StoppedNode {
     lock: Arc<Mutex<Option<Box<dyn VfsLock>>>>,
 }
 
+/// Why records were not written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteFailed {
+    /// The engine could not. Some may be there.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// No timestamps could be given.
+    #[error(transparent)]
+    Clock(#[from] MarkFailed),
+}
+
 impl StoppedNode {
-    /// Opens the directory. Blocks; may take as long as writing a memtable out does.
+    /// Opens the directory; nothing is made anew or given up. Blocks; may take as long as writing a memtable out does.
     ///
     /// # Errors
     /// `Locked` while its node runs; `NoNode` when it is not a node's; `Damaged`.
@@ -64,6 +78,35 @@ impl StoppedNode {
         Ok(Self { engine, clock, identity, lock: Arc::new(Mutex::new(Some(lock))) })
     }
 
+    /// Opens the directory of a node that is alone as the cluster it was made for, or makes one for the node that `config`
+    /// describes. Blocks; to be called on a runtime.
+    ///
+    /// # Errors
+    /// As for a node that starts; and if the directory is one of several members'.
+    pub fn open_or_make(config: &Config, env: &Env) -> Result<Self, StartError> {
+        let mut config = config.clone();
+        if let Ok(identity) = Identity::read(env, &part(&config.dir, IDENTITY)) {
+            // What is damaged is told by the opening below.
+            let founding = identity.founding;
+            config.cluster_name = founding.cluster_name;
+            config.range_count = founding.range_count;
+            config.replication_factor = founding.replication_factor;
+            config.members = founding.members;
+            if let Some(only) = config.members.first() {
+                config.advertise_addr = only.id.as_str().to_owned();
+            }
+        }
+        let own = NodeId::from_canonical(&config.advertise_addr);
+        let ring = ring_of(&config, &own);
+        let members = ring.membership().members().len();
+        if members > 1 {
+            return Err(StartError::SeveralMembers { dir: config.dir, members });
+        }
+        let Opened { lock, clock, identity, engine } = directory::open(&config, env, &own, &ring)?;
+        let identity = identity.with(Identity::clone);
+        Ok(Self { engine, clock, identity, lock: Arc::new(Mutex::new(Some(lock))) })
+    }
+
     /// Its records.
     pub fn engine(&self) -> &Engine {
         &self.engine
@@ -87,12 +130,28 @@ impl StoppedNode {
         self.clock.tick().await
     }
 
+    /// Writes values under rising timestamps; they are durable when it returns. Of two of one key the later wins, also
+    /// when they were handed over in two calls, one after the other.
+    pub async fn write(&self, items: Vec<(Key, Value)>) -> Result<(), WriteFailed> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        let mut batch = WriteBatch::default();
+        for (key, value) in items {
+            batch.put(key, value, self.clock.tick().await?);
+        }
+        let (sender, written) = oneshot::channel();
+        self.engine.submit(batch, Box::new(move |outcome| drop(sender.send(outcome))));
+        written.await.unwrap_or(Err(engine::Error::Closed))?;
+        Ok(())
+    }
+
     /// Writes memory to tables and a last mark of the clock, and lets go of the directory.
     ///
     /// # Errors
     /// What was written is safe in the log all the same.
     pub async fn close(&self) -> Result<(), engine::Error> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         self.engine.shutdown(Box::new(move |outcome| drop(sender.send(outcome))));
         let outcome = receiver.await.unwrap_or(Ok(()));
         let _ = self.clock.close().await; // the mark before it holds as well
@@ -101,12 +160,17 @@ impl StoppedNode {
     }
 }
 
+/// Where the engine of a node's directory lies, or of a checkpoint's: `data` in it; or the directory itself, if it is an
+/// engine's.
+pub fn engine_dir(env: &Env, dir: &Path) -> PathBuf {
+    let is_engine = env.fs.exists(&part(dir, "CURRENT")).unwrap_or(false);
+    if is_engine { dir.to_owned() } else { part(dir, DATA) }
+}
+
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)] // the files are real
 mod tests {
     use super::*;
-    use crate::types::{Key, Value};
-
     /// A directory as a node leaves it.
     async fn left_by_a_node(dir: &Path) {
         let config = Config { dir: dir.to_owned(), ..Config::default() };
@@ -120,7 +184,7 @@ mod tests {
     impl crate::rpc::Transport for Nobody {
         fn call(
             &self,
-            _: &crate::types::NodeId,
+            _: &NodeId,
             _: crate::rpc::Request,
             _: std::time::Duration,
         ) -> crate::rpc::BoxFuture<Result<crate::rpc::Response, crate::rpc::Error>> {

@@ -31,7 +31,7 @@ use super::reader::{self, BadLine, Batch, How, Item, Place};
 use super::{Ended, progress_file, runtime};
 use crate::config::{self, Loaded};
 use crate::env::Env;
-use crate::node::OfflineNode;
+use crate::node::StoppedNode;
 
 /// How often progress is noted.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ pub fn run(args: &ImportArgs) -> ExitCode {
 /// Where lines go.
 enum Target {
     Nodes(Client),
-    Directory { node: Box<OfflineNode>, value_size_max: usize },
+    Directory { node: Box<StoppedNode>, value_size_max: usize },
 }
 
 /// What a batch came to.
@@ -115,8 +115,8 @@ impl Target {
             }
             Err(error) => return Err(Ended::Usage(error.to_string())),
         };
-        let node =
-            OfflineNode::open(&config, &Env::real()).map_err(|error| Ended::Failed(error.to_string()))?;
+        let node = StoppedNode::open_or_make(&config, &Env::real())
+            .map_err(|error| Ended::Failed(error.to_string()))?;
         Ok(Self::Directory { node: Box::new(node), value_size_max: config.value_size_max })
     }
 

@@ -1,4 +1,6 @@
 //! Certificates made on the spot, and nodes that use them.
+#![allow(dead_code)] // each test file uses its part
+#![allow(clippy::disallowed_methods)] // sockets, files and processes are real
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -43,7 +43,7 @@ fn exchange(addr: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A ClientHello of TLS 1.1 at most.
+/// A client's first message, of TLS 1.1 at most.
 fn hello_of_tls_1_1() -> Vec<u8> {
     let mut body = vec![3, 2];
     body.extend([7; 32]); // random
@@ -127,6 +127,55 @@ fn bodies_of_any_size_and_pipelined_requests_pass() {
     let text = String::from_utf8(answers).unwrap();
     assert_eq!(text.matches("HTTP/1.1 200 ").count(), 3);
     assert!(text.contains(&value), "the whole value came back");
+}
+
+#[test]
+fn a_reader_that_takes_nothing_is_cut_over_tls_too() {
+    let ca = Authority::new("the ring's");
+    let door = Door::open_with(ca.tls(&Issue::default()), |limits| {
+        limits.timeouts.write = Duration::from_millis(300);
+    });
+    let body = serde_json::json!({"key": "big", "value": "v".repeat(2 << 20)}).to_string();
+    assert_eq!(door.post(&ca, "/put", &body).0, 200);
+    let mut stream = connect(door.addr, &ca, "127.0.0.1").unwrap();
+    stream.write_all("GET /get?key=big HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20).as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    let mut taken = Vec::new();
+    assert!(stream.read_to_end(&mut taken).is_err(), "cut, and not ended");
+    assert!(taken.len() < 40 << 20, "the rest was not kept for a reader that did not read");
+    assert_eq!(ask(door.addr, &ca, "GET", "/livez").0, 200);
+}
+
+#[test]
+fn a_deletion_over_tls_ends_with_its_client_however_it_goes() {
+    const COUNT: usize = 40_000;
+    let ca = Authority::new("the ring's");
+    for says_goodbye in [true, false] {
+        let door = Door::open(ca.tls(&Issue::default()));
+        for from in (0..COUNT).step_by(2000) {
+            let items =
+                (from..from + 2000).map(|key| serde_json::json!({"key": format!("k{key:05}"), "value": "v"}));
+            let items = serde_json::json!({"items": items.collect::<Vec<_>>()}).to_string();
+            assert_eq!(door.post(&ca, "/batch", &items).0, 200);
+        }
+        let mut client = connect(door.addr, &ca, "127.0.0.1").unwrap();
+        let asked = "POST /delete-range?prefix=k HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+        client.write_all(asked.as_bytes()).unwrap();
+        until("it has begun", || ask(door.addr, &ca, "GET", "/get?key=k00000").0 == 404);
+        if says_goodbye {
+            client.conn.send_close_notify();
+            client.flush().unwrap();
+        } else {
+            drop(client);
+        }
+        let left = || ask(door.addr, &ca, "GET", "/scan?prefix=k&limit=10000").1.len();
+        let mut last = left();
+        until("it has ended", || {
+            std::thread::sleep(Duration::from_millis(300));
+            last == std::mem::replace(&mut last, left())
+        });
+        assert_ne!(ask(door.addr, &ca, "GET", "/get?key=k39999").0, 404, "nobody waited for the last key");
+    }
 }
 
 // ---- peers ----
@@ -232,6 +281,25 @@ fn an_ordinary_client_is_no_peer_over_tls_either() {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 403");
+}
+
+#[test]
+fn a_session_that_is_resumed_is_nobodys() {
+    let ca = Authority::new("the ring's");
+    let [server, _] = Peer::pair(Some(ca.tls(&Issue::default())), Some(ca.tls(&Issue::default())));
+    let config = ca.client_with_certificate(&Issue::default());
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        let mut stream = tls_support::connect_with(server.addr, &config, "127.0.0.1").unwrap();
+        let upgrade =
+            "GET /internal/rpc HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: kvstore-rpc/1\r\n\r\n";
+        stream.write_all(upgrade.as_bytes()).unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        answers.push((stream.conn.handshake_kind().unwrap(), String::from_utf8_lossy(&answer).into_owned()));
+    }
+    assert_eq!(answers[0], (rustls::HandshakeKind::Full, "HTTP/1.1 101".to_owned()));
+    assert_eq!(answers[1], (rustls::HandshakeKind::Resumed, "HTTP/1.1 403".to_owned()));
 }
 
 // ---- files ----
@@ -360,6 +428,12 @@ fn three_nodes_over_tls_serve_quorums_with_one_down_while_certificates_change() 
     ring[2].kill();
     client(&["put", "k", "over TLS"]).ok();
     assert_eq!(client(&["get", "k", "-r", "2"]).ok().out, "over TLS");
+    // Frames of many records.
+    let large = "l".repeat(5 << 20);
+    let file = ring[0].file("large");
+    std::fs::write(&file, &large).unwrap();
+    client(&["put", "large", "--file", file.to_str().unwrap()]).ok();
+    assert!(client(&["get", "large", "-r", "2"]).ok().out == large);
     ring[2].start(false);
     until("all are up again", || client(&["status", "--json"]).out.matches("\"state\":\"up\"").count() == 3);
     assert!(client(&["doctor"]).out.contains("good for "), "{:?}", client(&["doctor"]));
@@ -446,14 +520,12 @@ fn a_ring_goes_from_plaintext_to_tls_without_missing_a_write() {
     let ca_file = ring[0].file("ca.pem").to_str().unwrap().to_owned();
     let mut written = 0;
     for takes_plaintext in [true, false] {
-        for turn in 0..3 {
-            ring[turn].stop();
+        for node in &mut ring {
+            node.stop();
             if takes_plaintext {
-                ring[turn].speak_tls(true);
+                node.speak_tls(true);
             }
-            ring[turn].start(takes_plaintext);
-            // Whoever is asked speaks either by now, or one of them.
-            let node = &ring[turn];
+            node.start(takes_plaintext);
             let target = format!("https://{}", node.addr());
             let put = |written: u32| {
                 let (key, value) = (format!("k{written}"), format!("v{written}"));
@@ -512,7 +584,7 @@ fn the_command_line_believes_what_it_is_told_to() {
     // Towards one that speaks plaintext.
     let door = http_support::Server::start();
     let refused = kvstore(&["get", "k", "--connect", &format!("https://{}", door.addr), "--ca", &ca_file]);
-    assert!(refused.err.contains("it does not speak TLS; leave https:// out"), "{refused:?}");
+    assert!(refused.err.contains("it does not speak TLS; it answered in plaintext"), "{refused:?}");
 }
 
 #[test]

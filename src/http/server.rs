@@ -53,7 +53,7 @@ pub trait Service: Clone + Send + Sync + 'static {
 /// Bounds on connections.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerLimits {
-    /// Connections at a time; one more is told 503 and closed.
+    /// Connections at a time; one more is told 503, where plaintext is spoken, and closed.
     pub connections_max: usize,
     /// Bytes of a request's head.
     pub head_bytes_max: usize,
@@ -138,7 +138,10 @@ pub async fn serve_tls<S: Service>(
         };
         match accepted {
             Ok((stream, _)) if connections.len() >= limits.connections_max => {
-                let _ = stream.try_write(TOO_MANY); // it fits into an empty socket buffer, or the peer is gone
+                // Who speaks TLS could not read it, and would take it for plaintext.
+                if tls.is_none() {
+                    let _ = stream.try_write(TOO_MANY); // it fits into an empty socket buffer, or the peer is gone
+                }
             }
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true); // a refusal costs time, not correctness

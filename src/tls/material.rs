@@ -71,9 +71,8 @@ impl Material {
         let chain = certificates(&settings.cert).map_err(|problem| Error { file: File::Cert, problem })?;
         let key = private_key(&settings.key).map_err(|problem| Error { file: File::Key, problem })?;
         let validity = validity(&chain).map_err(|problem| Error { file: File::Cert, problem })?;
-        let fingerprint =
-            Sha256::digest(&chain[0]).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let certified = certified(chain, key)?;
+        let fingerprint = fingerprint(&chain[0]);
+        let certified = certified(chain, &key)?;
         let ca = |path: &PathBuf| Ca::load(path).map_err(|problem| Error { file: File::Ca, problem });
         let ca = settings.ca.as_ref().map(ca).transpose()?;
         if let (Some(ca), Some(own)) = (&ca, &settings.own) {
@@ -136,12 +135,18 @@ impl Material {
 impl fmt::Display for Material {
     /// Which certificate it is, for a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "certificate sha256:{} until {}", &self.fingerprint[..16], date(self.validity.ends))
+        write!(f, "certificate {} until {}", self.fingerprint, date(self.validity.ends))
     }
 }
 
 fn now() -> Duration {
     Duration::from_secs(UnixTime::now().as_secs())
+}
+
+/// The SHA-256 of a certificate, written as `openssl x509 -fingerprint -sha256` does.
+fn fingerprint(certificate: &[u8]) -> String {
+    let bytes: Vec<_> = Sha256::digest(certificate).iter().map(|byte| format!("{byte:02X}")).collect();
+    bytes.join(":")
 }
 
 /// A time as people write it.
@@ -172,22 +177,18 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let pem = secret_file::read(path, FILE_LEN_MAX)?;
     PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
         let is_encrypted = pem.windows(9).any(|part| part == b"ENCRYPTED");
-        let problem = match is_encrypted {
-            true => {
-                "the key in it is encrypted; nobody is there to type a password, so decrypt it (openssl pkey)"
-            }
-            false => "there is no private key in it (PEM: PKCS#8, PKCS#1 or SEC1)",
+        let problem = if is_encrypted {
+            "the key in it is encrypted; nobody is there to type a password, so decrypt it (openssl pkey)"
+        } else {
+            "there is no private key in it (PEM: PKCS#8, PKCS#1 or SEC1)"
         };
         problem.to_owned()
     })
 }
 
 /// A chain and its key, once it is known that they belong together.
-fn certified(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<CertifiedKey, Error> {
-    let key = rustls::crypto::ring::sign::any_supported_type(&key).map_err(|_| Error {
+fn certified(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<CertifiedKey, Error> {
+    let key = rustls::crypto::ring::sign::any_supported_type(key).map_err(|_| Error {
         file: File::Key,
         problem:
             "this kind of key is not known; use ECDSA P-256 or P-384, Ed25519, or RSA of at least 2048 bits"

@@ -32,7 +32,7 @@ pub fn refusal(error: &io::Error) -> Option<String> {
 /// What an error of a connection to a node means, for people.
 pub fn told(error: &io::Error) -> String {
     if is_plaintext(error) {
-        return "it does not speak TLS; leave https:// out".to_owned();
+        return "it does not speak TLS; it answered in plaintext".to_owned();
     }
     refusal(error).unwrap_or_else(|| error.to_string())
 }
@@ -53,7 +53,7 @@ pub(super) fn certificate(problem: &CertificateError) -> String {
             };
             let named = match &presented[..] {
                 [] => "nobody (it has no subjectAltName)".to_owned(),
-                names => names.join(", "),
+                names => names.iter().map(|name| bare(name)).collect::<Vec<_>>().join(", "),
             };
             format!("does not name {expected}, but {named}")
         }
@@ -62,6 +62,12 @@ pub(super) fn certificate(problem: &CertificateError) -> String {
         }
         other => format!("is not accepted: {other}"),
     }
+}
+
+/// The name in `DnsName("a.example")`, as the library writes those that a certificate holds.
+fn bare(name: &str) -> &str {
+    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.map_or(name, |inner| inner.trim_matches('"'))
 }
 
 /// What a peer says by an alert about us.
@@ -102,10 +108,7 @@ mod tests {
             presented: vec!["DnsName(\"b.example\")".to_owned()],
         };
         for (error, says) in [
-            (
-                rustls::Error::InvalidCertificate(wrong_name),
-                "does not name a.example, but DnsName(\"b.example\")",
-            ),
+            (rustls::Error::InvalidCertificate(wrong_name), "does not name a.example, but b.example"),
             (rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer), "is not signed by a CA"),
             (rustls::Error::AlertReceived(AlertDescription::UnknownCA), "refuses our certificate"),
             (rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType), "does not speak TLS"),

@@ -88,6 +88,11 @@ impl Server {
         Self::run(server, limits, settings, Some(Self::alone()))
     }
 
+    /// The same, within other bounds and with settings.
+    pub fn start_with_all(server: ServerLimits, limits: ApiLimits, settings: ApiSettings) -> Self {
+        Self::run(server, limits, settings, Some(Self::alone()))
+    }
+
     fn alone() -> Config {
         let own = NodeId::from_canonical("127.0.0.1:1");
         Config {

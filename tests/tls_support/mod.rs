@@ -14,7 +14,7 @@ use std::time::Duration;
 use kvstore::cluster::{Member, Membership, RingSettings, assign};
 use kvstore::env::Env;
 use kvstore::http::body::Body;
-use kvstore::http::{Api, ApiSettings, bind, serve_tls};
+use kvstore::http::{Api, ApiSettings, ServerLimits, bind, serve_tls};
 use kvstore::rpc::tcp::{self, TcpSettings, TcpTransport};
 use kvstore::rpc::{
     BoxFuture, Handler, ReplicaRequest, ReplicaResponse, Request, Response, Transport as _, WriteOrigin,
@@ -81,6 +81,23 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
+    }
+
+    fn client(&self) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.pem.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        config.with_root_certificates(roots)
+    }
+
+    /// What a client has that shows such a certificate, and resumes sessions.
+    pub fn client_with_certificate(&self, issue: &Issue<'_>) -> Arc<ClientConfig> {
+        let (cert, key) = self.issue(issue);
+        let cert = CertificateDer::from_pem_slice(cert.as_bytes()).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        Arc::new(self.client().with_client_auth_cert(vec![cert], key).unwrap())
     }
 
     /// What a node has that shows such a certificate and believes those signed here. Its own name is not looked at.
@@ -155,14 +172,14 @@ pub fn handshake(
     name: &str,
     protocols: &[&[u8]],
 ) -> Result<Secured, String> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(ca.pem.as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    let mut config = ca.client().with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    connect_with(addr, &Arc::new(config), name)
+}
+
+pub fn connect_with(addr: SocketAddr, config: &Arc<ClientConfig>, name: &str) -> Result<Secured, String> {
     let mut session =
-        ClientConnection::new(Arc::new(config), ServerName::try_from(name.to_owned()).unwrap()).unwrap();
+        ClientConnection::new(config.clone(), ServerName::try_from(name.to_owned()).unwrap()).unwrap();
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     while session.is_handshaking() {
@@ -223,9 +240,24 @@ pub struct Door {
 
 impl Door {
     pub fn open(tls: Arc<Tls>) -> Self {
+        Self::open_with(tls, |_| {})
+    }
+
+    /// The same, within other bounds.
+    pub fn open_with(tls: Arc<Tls>, change: impl FnOnce(&mut ServerLimits)) -> Self {
         let settings = ApiSettings { tls: Some(tls.clone()), ..ApiSettings::default() };
-        let server = Server::start_with_settings(settings);
+        let (mut server_limits, api_limits) = limits();
+        change(&mut server_limits);
+        let server = Server::start_with_all(server_limits, api_limits, settings);
         Self { addr: server.addr, tls, _server: server }
+    }
+
+    pub fn post(&self, ca: &Authority, target: &str, body: &str) -> (u16, String) {
+        let len = body.len();
+        let head = format!(
+            "POST {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n"
+        );
+        request(self.addr, ca, &(head + body))
     }
 }
 

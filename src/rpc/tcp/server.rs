@@ -104,13 +104,14 @@ impl Server {
     fn lacks(&self, certificate: Option<&PeerCertificate>, from: IpAddr) -> Option<&'static str> {
         let settings = &self.shared.settings;
         let needs_certificate = settings.tls.as_ref().is_some_and(|tls| !tls.takes_plaintext());
-        match certificate {
-            Some(_) => None,
-            None if needs_certificate => Some("peers show a certificate that TLS_CA has signed"),
-            None if settings.secret.is_none() && !is_loopback(from) => {
-                Some("peers on other machines need CLUSTER_SECRET, the same on every node")
-            }
-            None => None,
+        if certificate.is_some() {
+            None
+        } else if needs_certificate {
+            Some("peers show a certificate that TLS_CA has signed")
+        } else if settings.secret.is_none() && !is_loopback(from) {
+            Some("peers on other machines need CLUSTER_SECRET, the same on every node")
+        } else {
+            None
         }
     }
 

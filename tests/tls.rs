@@ -268,6 +268,15 @@ fn certificates_that_fit_do_without_a_secret_and_plaintext_needs_to_be_asked_for
         let [one, other] = Peer::pair(one, other);
         until(what, || one.reaches(&other) && other.reaches(&one));
     }
+    // Where there is a secret it is asked for, too.
+    for (secrets, says) in [
+        ([Some("one-secret"), Some("other-secret")], "CLUSTER_SECRET is not the same"),
+        ([Some("one-secret"), None], "CLUSTER_SECRET is set here, not set there"),
+    ] {
+        let [one, other] = Peer::pair_with([strict(), strict()], secrets);
+        let found = mismatch(&one, &other);
+        assert!(found.contains(says), "{found}");
+    }
 }
 
 #[test]
@@ -329,6 +338,13 @@ fn files_that_do_not_fit_are_refused_in_one_line_that_repeats_nothing_of_the_key
             &server_key,
             &ca.pem,
             "TLS_CERT: peers will refuse it: by TLS_CA it is for something else",
+        ),
+        (
+            "the CA's own",
+            &ca.pem,
+            &ca.key(),
+            &ca.pem,
+            "TLS_CERT: peers will refuse it: by TLS_CA it is a CA's own",
         ),
         (
             "another host",

@@ -140,6 +140,9 @@ impl Parts {
         let env = Env::real();
         let tls = config.tls.clone().map(Tls::load).transpose().map_err(|error| error.to_string())?;
         let tls = tls.map(Arc::new);
+        if let Some(tls) = &tls {
+            tracing::info!("TLS: {}", tls.material());
+        }
         let settings = TcpSettings {
             own: config.own_id(),
             cluster_name: config.cluster_name.clone(),

@@ -60,6 +60,10 @@ pub(super) fn certificate(problem: &CertificateError) -> String {
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "is for something else: nodes need extendedKeyUsage serverAuth and clientAuth, or none".to_owned()
         }
+        // The library has no name of its own for it, and it is the mistake that everybody makes once.
+        CertificateError::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            "is a CA's own; a node needs one that the CA has signed, with CA:FALSE".to_owned()
+        }
         other => format!("is not accepted: {other}"),
     }
 }

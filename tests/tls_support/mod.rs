@@ -71,6 +71,11 @@ impl Authority {
         Self { issuer: Arc::new(issuer), pem }
     }
 
+    /// Its own key, in PEM.
+    pub fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A certificate and its key, in PEM.
     pub fn issue(&self, issue: &Issue<'_>) -> (String, String) {
         let names: Vec<_> = issue.names.iter().map(|name| (*name).to_owned()).collect();
@@ -284,16 +289,24 @@ pub struct Peer {
 impl Peer {
     /// Two that dial each other, each with its TLS or with none.
     pub fn pair(one: Option<Arc<Tls>>, other: Option<Arc<Tls>>) -> [Self; 2] {
+        Self::pair_with([one, other], [None, None])
+    }
+
+    /// The same, each with a secret or with none.
+    pub fn pair_with(tls: [Option<Arc<Tls>>; 2], secrets: [Option<&str>; 2]) -> [Self; 2] {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listeners = [bind(any, false).unwrap(), bind(any, false).unwrap()];
         let name =
             |listener: &TcpListener| NodeId::from_canonical(&listener.local_addr().unwrap().to_string());
         let names: Vec<_> = listeners.iter().map(name).collect();
-        let mut tls = [one, other].into_iter();
-        listeners.map(|listener| Self::start(listener, &names, tls.next().flatten()))
+        let mut each = tls.into_iter().zip(secrets);
+        listeners.map(|listener| {
+            let (tls, secret) = each.next().expect("two of all");
+            Self::start(listener, &names, tls, secret.map(str::to_owned))
+        })
     }
 
-    fn start(listener: TcpListener, names: &[NodeId], tls: Option<Arc<Tls>>) -> Self {
+    fn start(listener: TcpListener, names: &[NodeId], tls: Option<Arc<Tls>>, secret: Option<String>) -> Self {
         let addr = listener.local_addr().unwrap();
         let name = NodeId::from_canonical(&addr.to_string());
         let member = |id: &NodeId| Member { id: id.clone(), weight: 10, zone: None };
@@ -303,7 +316,7 @@ impl Peer {
             own: name.clone(),
             cluster_name: "test".to_owned(),
             ring: Arc::new(ring),
-            secret: None,
+            secret,
             tls: tls.clone(),
         };
         let stop = Arc::new(Shutdown::default());

@@ -31,6 +31,15 @@ fn plain(addr: SocketAddr) -> TcpStream {
     stream
 }
 
+/// Sets a flag when it is dropped.
+struct Finally<'a>(&'a AtomicBool);
+
+impl Drop for Finally<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Sends bytes and reads until the server closes; fails when it does not.
 fn exchange(addr: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = plain(addr);
@@ -529,33 +538,43 @@ fn a_ring_goes_from_plaintext_to_tls_without_missing_a_write() {
         node.speak_tls(false);
         node.start(false);
     }
-    let plaintext = ring[0].addr().to_string();
-    until("the ring takes writes", || {
-        kvstore(&["put", "first", "v", "--connect", &plaintext, "-w", "3"]).code == 0
-    });
     let ca_file = ring[0].file("ca.pem").to_str().unwrap().to_owned();
-    let mut written = 0;
+    let put = |target: &str, key: &str, w: &str| {
+        let ca = if target.starts_with("https://") { &["--ca", &*ca_file][..] } else { &[] };
+        kvstore(&[&["put", key, "v", "--connect", target, "-w", w], ca].concat())
+    };
+    let until_all_take = |target: &str| {
+        until("all three replicas take a write", || put(target, "all", "3").code == 0);
+    };
+    ring.iter().for_each(|node| until_all_take(&node.target()));
+    let written = AtomicU64::new(0);
     for takes_plaintext in [true, false] {
-        for node in &mut ring {
-            node.stop();
-            if takes_plaintext {
-                node.speak_tls(true);
-            }
-            node.start(takes_plaintext);
-            let target = format!("https://{}", node.addr());
-            let put = |written: u32| {
-                let (key, value) = (format!("k{written}"), format!("v{written}"));
-                kvstore(&["put", &key, &value, "--connect", &target, "--ca", &ca_file, "-w", "3"])
-            };
-            until("all three replicas take a write", || put(written).code == 0);
-            written += 1;
+        for turn in 0..3 {
+            let other = ring[(turn + 1) % 3].target();
+            let is_done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !is_done.load(Ordering::Relaxed) {
+                        let key = format!("k{}", written.fetch_add(1, Ordering::Relaxed));
+                        put(&other, &key, "2").ok();
+                    }
+                });
+                let _done = Finally(&is_done); // also when what follows fails, or the writer would never end
+                ring[turn].stop();
+                ring[turn].speak_tls(true);
+                ring[turn].start(takes_plaintext);
+                until_all_take(&ring[turn].target());
+                until_all_take(&other);
+            });
         }
     }
+    let written = written.into_inner();
+    assert!(written > 6);
     let target = format!("https://{}", ring[0].addr());
     for key in 0..written {
         let read =
             || kvstore(&["get", &format!("k{key}"), "-r", "3", "--connect", &target, "--ca", &ca_file]);
-        until("all three replicas have it", || read().out == format!("v{key}"));
+        until("all three replicas have it", || read().out == "v");
     }
     let refused = kvstore(&["get", "k0", "--connect", &ring[1].addr().to_string()]);
     assert_eq!(refused.code, 2, "{refused:?}");

@@ -462,6 +462,12 @@ impl Process {
         self.speaks_tls = speaks_tls;
     }
 
+    /// What clients name it by.
+    pub fn target(&self) -> String {
+        let scheme = if self.speaks_tls { "https://" } else { "" };
+        format!("{scheme}{}", self.addr())
+    }
+
     /// The settings it is started with.
     pub fn env(&self, takes_plaintext: bool) -> Vec<(&'static str, String)> {
         let file = |name: &str| self.dir().join(name).to_str().unwrap().to_owned();

@@ -406,6 +406,8 @@ pub struct Process {
     files: Tempdir,
     port: u16,
     peers: Vec<String>,
+    /// `WORKER_THREADS`.
+    pub workers: u16,
     speaks_tls: bool,
     has_tokens: bool,
     child: Option<Child>,
@@ -424,7 +426,7 @@ impl Process {
             let (cert, key) = ca.issue(&Issue::default());
             files.settings(&cert, &key, &ca.pem);
             let peers = peers.clone();
-            Self { files, port: *port, peers, speaks_tls: true, has_tokens: false, child: None }
+            Self { files, port: *port, peers, workers: 2, speaks_tls: true, has_tokens: false, child: None }
         };
         ports.iter().map(place).collect()
     }
@@ -449,8 +451,12 @@ impl Process {
         std::fs::read_to_string(self.dir().join("data/node.log")).unwrap_or_default()
     }
 
-    pub fn until_logged(&self, text: &str) {
-        until(text, || self.log().contains(text));
+    /// Sends SIGHUP, and waits until the log says once more what comes of it.
+    pub fn reload(&self, says: &str) {
+        let said = || self.log().matches(says).count();
+        let before = said();
+        self.signal(Signal::HUP);
+        until(says, || said() > before);
     }
 
     pub fn with_tokens(&mut self, tokens: &str) {
@@ -477,7 +483,7 @@ impl Process {
             ("KVSTORE_PEERS", self.peers.join(",")),
             ("CLUSTER_RANGES", "64".to_owned()),
             ("MEMTABLE_SIZE", "4MiB".to_owned()),
-            ("WORKER_THREADS", "2".to_owned()),
+            ("WORKER_THREADS", self.workers.to_string()),
         ];
         if self.speaks_tls {
             let files = [("TLS_CERT", "cert.pem"), ("TLS_KEY", "key.pem"), ("TLS_CA", "ca.pem")];

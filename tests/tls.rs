@@ -546,7 +546,12 @@ fn a_ring_goes_from_plaintext_to_tls_without_missing_a_write() {
     let until_all_take = |target: &str| {
         until("all three replicas take a write", || put(target, "all", "3").code == 0);
     };
-    ring.iter().for_each(|node| until_all_take(&node.target()));
+    let until_all_take_by_each = |ring: &[Process]| {
+        for node in ring {
+            until_all_take(&node.target());
+        }
+    };
+    until_all_take_by_each(&ring);
     let written = AtomicU64::new(0);
     for takes_plaintext in [true, false] {
         for turn in 0..3 {
@@ -563,7 +568,7 @@ fn a_ring_goes_from_plaintext_to_tls_without_missing_a_write() {
                 ring[turn].stop();
                 ring[turn].speak_tls(true);
                 ring[turn].start(takes_plaintext);
-                ring.iter().for_each(|node| until_all_take(&node.target()));
+                until_all_take_by_each(&ring);
             });
         }
     }

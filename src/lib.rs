@@ -12,5 +12,6 @@ pub mod http;
 pub mod node;
 pub mod replication;
 pub mod rpc;
+pub mod tls;
 pub mod types;
 pub mod util;

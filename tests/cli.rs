@@ -312,7 +312,7 @@ fn what_cannot_be_meant_is_exit_code_2() {
     for (args, says) in [
         (&["get"][..], "KEY"),
         (&["get", ""], "at least one byte"),
-        (&["get", "k", "--connect", "https://x:1"], "TLS"),
+        (&["get", "k", "--connect", "x:1", "--ca", "f"], "https://"),
         (&["get", "k", "--connect", "a b"], "host:port"),
         (&["get", "k", "--timeout", "5"], "unit"),
         (&["get", "k", "--frobnicate"], "--frobnicate"),

@@ -561,7 +561,7 @@ fn nobody_there_is_5_and_nonsense_is_2() {
         let refused = kvstore(dir, &[args, &["--connect", &nobody, "--retry-for", "300ms"]].concat());
         assert_eq!(code(&refused), 5, "{args:?}: {}", err(&refused));
         assert!(out(&refused).is_empty());
-        let nonsense = kvstore(dir, &[args, &["--connect", "no-port"]].concat());
+        let nonsense = kvstore(dir, &[args, &["--connect", "no:port"]].concat());
         assert_eq!(code(&nonsense), 2, "{args:?}: {}", err(&nonsense));
     }
     assert_eq!(code(&kvstore(dir, &["import", "nowhere", "--connect", &nobody])), 1);

@@ -1,10 +1,13 @@
 //! What lies in `deploy/` speaks of metrics that are there.
 
 mod http_support;
+mod tls_support;
 
 use std::collections::BTreeSet;
 
 use http_support::Server;
+use kvstore::http::ApiSettings;
+use tls_support::{Authority, Issue, ask};
 
 /// Every name of ours, or of the process, in a text.
 fn metrics_in(text: &str) -> BTreeSet<&str> {
@@ -14,11 +17,12 @@ fn metrics_in(text: &str) -> BTreeSet<&str> {
 
 #[test]
 fn dashboard_and_alerts_name_metrics_that_exist() {
-    let server = Server::start();
-    server.put("k", "v");
-    server.get("/get?key=k");
-    let text = server.get("/metrics?format=prometheus");
-    let known = metrics_in(text.text());
+    let ca = Authority::new("the ring's");
+    let tls = Some(ca.tls(&Issue::default()));
+    let server = Server::start_with_settings(ApiSettings { tls, ..ApiSettings::default() });
+    ask(server.addr, &ca, "GET", "/get?key=k");
+    let (_, text) = ask(server.addr, &ca, "GET", "/metrics?format=prometheus");
+    let known = metrics_in(&text);
     let dashboard = include_str!("../deploy/grafana/kvstore.json");
     let alerts = include_str!("../deploy/prometheus/alerts.yml");
     for (file, text, least) in [("kvstore.json", dashboard, 25), ("alerts.yml", alerts, 8)] {
@@ -33,14 +37,16 @@ fn dashboard_and_alerts_name_metrics_that_exist() {
 
 #[test]
 fn every_metric_is_described_once_and_named_by_the_conventions() {
-    let server = Server::start();
-    server.put("k", "v");
-    let answer = server.get("/metrics?format=prometheus");
+    let ca = Authority::new("the ring's");
+    let tls = Some(ca.tls(&Issue::default()));
+    let server = Server::start_with_settings(ApiSettings { tls, ..ApiSettings::default() });
+    ask(server.addr, &ca, "GET", "/get?key=k");
+    let (_, text) = ask(server.addr, &ca, "GET", "/metrics?format=prometheus");
     let mut described = BTreeSet::new();
-    for line in answer.text().lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').unwrap();
         assert!(described.insert(name), "{name} twice");
-        assert!(answer.text().contains(&format!("# HELP {name} ")), "{name}");
+        assert!(text.contains(&format!("# HELP {name} ")), "{name}");
         assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
         assert!(name.starts_with("kvstore_") || name.starts_with("process_"), "{name}");
     }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 /// Who may import whom, besides themselves and what is open to all (`util`, `types`).
 ///
 /// As in the style guide, but that `gossip` may use `hlc`, since its pings carry clock readings, and that `config`,
-/// which is handed to those who may import everything, itself needs no more than the names of members.
+/// which is handed to those who may import everything, itself needs no more than the names of members and whether
+/// certificates fit.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("util", &[]),
     ("types", &[]),
@@ -15,12 +16,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("hlc", &["env"]),
     ("cluster", &[]),
     ("engine", &["env"]),
-    ("rpc", &["cluster", "env"]),
+    ("tls", &[]),
+    ("rpc", &["cluster", "env", "tls"]),
     ("gossip", &["rpc", "cluster", "env", "hlc"]),
     ("hints", &["rpc", "engine", "env"]),
     ("replication", &["hints", "gossip", "rpc", "engine", "cluster", "env", "hlc"]),
-    ("http", &["replication", "cluster"]),
-    ("config", &["cluster"]),
+    ("http", &["replication", "cluster", "tls"]),
+    ("config", &["cluster", "tls"]),
 ];
 const OPEN_TO_ALL: [&str; 2] = ["util", "types"];
 /// What starts and wires everything may import everything; nobody imports it.

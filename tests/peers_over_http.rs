@@ -47,6 +47,7 @@ fn start(listener: std::net::TcpListener, names: &[NodeId], own: &NodeId) -> Nod
         cluster_name: "test".to_owned(),
         ring: Arc::new(ring),
         secret: Some("s3cret".to_owned()),
+        tls: None,
     };
     let env = Env::real();
     let transport = TcpTransport::new(settings, env.clone());

@@ -13,18 +13,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1::SendRequest;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::dial::{Dialler, Target};
 use super::exit::{self, Error};
 use super::options::Connect;
 use super::output::Out;
@@ -82,9 +81,10 @@ pub fn path_of(key: &[u8], parameters: &[(&'static str, Vec<u8>)]) -> String {
 /// Talks to one of some nodes.
 #[derive(Debug)]
 pub struct Client {
-    targets: Vec<String>,
+    targets: Vec<Target>,
     /// The one that is talked to.
     at: usize,
+    dialler: Dialler,
     authorization: Option<HeaderValue>,
     patience: Duration,
     /// Kept for the next request.
@@ -118,8 +118,10 @@ enum Trouble {
 impl Client {
     /// A client that has not connected yet.
     pub fn new(options: &Connect) -> Result<Self, Error> {
+        let targets = options.targets()?;
         Ok(Self {
-            targets: options.targets()?,
+            dialler: Dialler::new(&targets, &options.ca)?,
+            targets,
             at: 0,
             authorization: options.token.header()?,
             patience: options.timeout,
@@ -127,12 +129,13 @@ impl Client {
         })
     }
 
-    /// The same for one node, no more patient than that.
+    /// The same for another node of the ring, no more patient than that.
     #[must_use]
-    pub fn of_target(&self, target: &str, patience: Duration) -> Self {
+    pub fn of_member(&self, name: &str, patience: Duration) -> Self {
         Self {
-            targets: vec![target.to_owned()],
+            targets: vec![self.target().other(name)],
             at: 0,
+            dialler: self.dialler.clone(),
             authorization: self.authorization.clone(),
             patience: self.patience.min(patience),
             connection: None,
@@ -140,7 +143,7 @@ impl Client {
     }
 
     /// The node that is talked to.
-    pub fn target(&self) -> &str {
+    pub fn target(&self) -> &Target {
         &self.targets[self.at]
     }
 
@@ -168,7 +171,7 @@ impl Client {
         let question = Question { method, path_and_query: path_and_query.to_owned(), content_type, body };
         let (mut problems, mut busy) = (Vec::new(), None);
         for _ in 0..self.targets.len() {
-            let target = self.target().to_owned();
+            let target = self.target().clone();
             match self.send_here(&question).await {
                 Ok(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE => busy = Some(answer),
                 Ok(answer) => return Ok(answer),
@@ -196,7 +199,7 @@ impl Client {
 
     /// Sends to the current node; over a new connection if the kept one turns out to have ended.
     async fn send_here(&mut self, question: &Question) -> Result<Answer, Trouble> {
-        let target = self.target().to_owned();
+        let target = self.target().clone();
         loop {
             let kept = self.connection.take().filter(|connection| !connection.sender.is_closed());
             let is_kept = kept.is_some();
@@ -205,9 +208,11 @@ impl Client {
             } else {
                 let is_only = self.targets.len() == 1;
                 let patience = if is_only { self.patience } else { self.patience.min(CONNECT_PATIENCE) };
-                connect(&target, patience).await.map_err(Trouble::NotSent)?
+                self.connect(&target, patience).await.map_err(Trouble::NotSent)?
             };
-            let request = question.request(&target, self.authorization.as_ref()).map_err(Trouble::NotSent)?;
+            let request = question
+                .request(target.authority(), self.authorization.as_ref())
+                .map_err(Trouble::NotSent)?;
             if let Err(error) = connection.sender.ready().await {
                 if is_kept {
                     continue;
@@ -220,6 +225,7 @@ impl Client {
                     self.connection = Some(connection);
                     let (head, body) = response.into_parts();
                     let (status, headers) = (head.status, head.headers);
+                    let target = target.to_string();
                     return Ok(Answer { target, status, headers, body, patience: self.patience });
                 }
                 Ok(Err(mut error)) => match error.take_message() {
@@ -231,18 +237,12 @@ impl Client {
             }
         }
     }
-}
 
-/// The one place where a connection to a node is made.
-async fn connect(target: &str, patience: Duration) -> Result<Connection, String> {
-    let connecting = async {
-        let stream = TcpStream::connect(target).await.map_err(|error| error.to_string())?;
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| described(&error))
-    };
-    let connected = timeout(patience, connecting).await;
-    let (sender, connection) = connected.map_err(|_| format!("no connection within {patience:?}"))??;
-    Ok(Connection { sender, driver: tokio::spawn(connection) })
+    async fn connect(&self, target: &Target, patience: Duration) -> Result<Connection, String> {
+        let connected = timeout(patience, self.dialler.dial(target)).await;
+        let (sender, driver) = connected.map_err(|_| format!("no connection within {patience:?}"))??;
+        Ok(Connection { sender, driver })
+    }
 }
 
 impl Connection {

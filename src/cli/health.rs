@@ -1,6 +1,8 @@
 //! health: whether a node on this machine is ready, for whoever supervises it: a container engine, a script.
 //!
-//! Takes the flags of `serve`, and the same environment and `.env`, so that it finds the node that they describe.
+//! Takes the flags of `serve`, and the same environment and `.env`, so that it finds the node that they describe. Where that
+//! speaks TLS it asks over TLS, whatever certificate is shown: it says nothing secret and hears nothing that is, and a
+//! certificate that was replaced, or has expired, does not make a node unready.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -8,8 +10,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use rustls::{ClientConnection, StreamOwned};
+
 use super::raw::RawArgs;
-use crate::config::{self, Loaded};
+use crate::config::{self, Config, Loaded};
+use crate::tls::{self, Trusted};
 
 const USAGE: &str = "usage: kvstore health [-port N] [-name value …]
   Asks the node that these settings describe, on this machine, whether it is ready, and prints what it says.
@@ -32,7 +37,7 @@ pub struct Args {
 pub fn run(args: &Args) -> ExitCode {
     match config::load(args.raw.args.iter().cloned(), std::env::vars_os(), Path::new("")) {
         Ok(Loaded::Serve { config, .. }) => {
-            report(&ask(SocketAddr::new(near(config.bind_addr), config.port)))
+            report(&ask(SocketAddr::new(near(config.bind_addr), config.port), &config))
         }
         Ok(_) => {
             let _ = io::stdout().write_all(USAGE.as_bytes()); // nobody is left to tell if stdout is closed
@@ -55,10 +60,19 @@ fn near(bind_addr: IpAddr) -> IpAddr {
 }
 
 /// Asks `/readyz`; the whole answer.
-fn ask(addr: SocketAddr) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+fn ask(addr: SocketAddr, config: &Config) -> io::Result<String> {
+    let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    if config.tls.is_none() {
+        return exchange(stream, addr);
+    }
+    let name = tls::server_name(&config.advertise_addr).map_err(io::Error::other)?;
+    let session = ClientConnection::new(Trusted::everybody().config(), name).map_err(io::Error::other)?;
+    exchange(StreamOwned::new(session, stream), addr)
+}
+
+fn exchange(mut stream: impl io::Read + io::Write, addr: SocketAddr) -> io::Result<String> {
     write!(stream, "GET /readyz HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(ANSWER_MAX).read_to_string(&mut answer)?;

@@ -9,7 +9,7 @@
 //! follow. The flags of `serve` go by `config`'s own small reader, because people write them with one dash (`-port`),
 //! which to clap is five short flags in a row: to it they are arguments that it hands on ([`raw`]).
 //!
-//! What they share: [`options`] (which node, which token), [`client`] (HTTP), [`output`] and [`table`] (data on stdout,
+//! What they share: [`options`] (which node, which token), [`dial`] (TCP and TLS), [`client`] (HTTP), [`output`] and [`table`] (data on stdout,
 //! as lines or JSON; talk on stderr), [`exit`] (what went wrong, and the exit codes).
 
 pub mod answers;
@@ -19,6 +19,7 @@ pub mod client;
 pub mod completions;
 pub mod config;
 pub mod del;
+pub mod dial;
 pub mod doctor;
 pub mod exit;
 pub mod explain;
@@ -33,6 +34,7 @@ pub mod output;
 pub mod put;
 pub mod raw;
 pub mod recover;
+mod reload;
 pub mod repl;
 pub mod restore;
 pub mod ring;

@@ -7,25 +7,27 @@ use std::time::Duration;
 use clap::Args;
 use hyper::header::HeaderValue;
 
+use super::dial::{Ca, Target};
 use super::exit::Error;
 
 /// Where nodes are looked for when nobody says.
 const DEFAULT_TARGET: &str = "127.0.0.1:8081";
-/// The port of a target that names none.
-const DEFAULT_PORT: u16 = 8081;
 
 /// Whom to ask, and how.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Connection")]
 #[allow(clippy::doc_markdown)] // read in a terminal too
 pub struct Connect {
-    /// Nodes to ask, separated by commas: the next one is tried when one cannot be reached
-    /// [env: KVSTORE_CONNECT] [default: 127.0.0.1:8081]
+    /// Nodes to ask, separated by commas, with https:// before those that speak TLS: the next one is tried when one cannot
+    /// be reached [env: KVSTORE_CONNECT] [default: 127.0.0.1:8081]
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     pub connect: Vec<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub token: Token,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub ca: Ca,
     /// How long connecting, and then each step of an answer, may take
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub timeout: Duration,
@@ -82,15 +84,15 @@ impl ReadQuorum {
 }
 
 impl Connect {
-    /// The nodes to ask, as `host:port`: those of the command line, of the environment, or the default.
-    pub fn targets(&self) -> Result<Vec<String>, Error> {
+    /// The nodes to ask: those of the command line, of the environment, or the default.
+    pub fn targets(&self) -> Result<Vec<Target>, Error> {
         let from_env = variable("KVSTORE_CONNECT");
         let named = match &self.connect[..] {
             [] => from_env.as_deref().unwrap_or(DEFAULT_TARGET).split(',').map(str::to_owned).collect(),
             named => named.to_vec(),
         };
         let named = named.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
-        let targets: Vec<_> = named.map(target).collect::<Result<_, _>>().map_err(Error::Usage)?;
+        let targets: Vec<_> = named.map(Target::parse).collect::<Result<_, _>>().map_err(Error::Usage)?;
         if targets.is_empty() {
             return Err(Error::Usage("--connect names no node; say host:port".to_owned()));
         }
@@ -141,24 +143,6 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.trim().is_empty())
 }
 
-/// Reads `host`, `host:port`, `[::1]:port` or `http://host:port`.
-fn target(text: &str) -> Result<String, String> {
-    let refused = || format!("`{text}` is no node; say host:port");
-    if text.starts_with("https://") {
-        return Err(format!("`{text}`: TLS is not spoken; put http:// or nothing before host:port"));
-    }
-    let rest = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
-            (host, port.parse().map_err(|_| refused())?)
-        }
-        Some(_) => return Err(format!("{}; an IPv6 address stands in brackets", refused())),
-        None => (rest, DEFAULT_PORT),
-    };
-    let is_host = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || "/?#@".contains(c));
-    if is_host && port != 0 { Ok(format!("{host}:{port}")) } else { Err(refused()) }
-}
-
 /// Reads a time with its unit.
 pub fn duration(text: &str) -> Result<Duration, String> {
     crate::config::parse_duration(text).map_err(|error| error.to_string())
@@ -177,23 +161,6 @@ pub fn key(text: &OsString) -> Result<&[u8], Error> {
 #[allow(clippy::disallowed_methods)] // the files are real
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_target_may_leave_out_what_goes_without_saying() {
-        for (text, expected) in [
-            ("node1:9000", "node1:9000"),
-            ("node1", "node1:8081"),
-            ("http://127.0.0.1:8082/", "127.0.0.1:8082"),
-            ("[::1]:8081", "[::1]:8081"),
-        ] {
-            assert_eq!(target(text).as_deref(), Ok(expected));
-        }
-        for bad in
-            ["node1:", ":8081", "node1:port", "node1:0", "::1:8081", "https://node1:8081", "a b", "a/b:1"]
-        {
-            assert!(target(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_token_file_holds_one_token_with_its_scope_or_without() {

@@ -4,6 +4,7 @@
 //! port ── log ── doors open (data: 503) ── node recovers ── data served ── banner
 //! SIGTERM or SIGINT: /readyz 503, no new connections, requests in flight finish, node stops, exit 0
 //! the second signal: exit at once
+//! SIGHUP: certificate, key, CA and the file of tokens are read again; what is broken stays as it was
 //! ```
 //!
 //! One current-thread runtime a worker thread, each with a listener of its own; the first is the main thread's, and the
@@ -21,17 +22,19 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::exit::{self, Error};
 use super::raw::RawArgs;
-use super::{help, log};
+use super::{help, log, reload};
 use crate::cluster::assign;
 use crate::config::{self, Config, Loaded, settings};
 use crate::env::Env;
 use crate::http::body::BodyLimits;
-use crate::http::{Api, ApiLimits, ApiSettings, Body, ServerLimits, bind, serve};
+use crate::http::{Api, ApiLimits, ApiSettings, Body, ServerLimits, bind, serve_tls};
 use crate::node::Node;
 use crate::rpc::tcp::{Server, TcpSettings, TcpTransport, set_worker};
+use crate::tls::Tls;
 use crate::util::shutdown::{Shutdown, ShutdownListener};
 
 /// File descriptors kept for tables, logs and peers.
@@ -103,7 +106,7 @@ fn start(config: &Config, warnings: &[String]) -> Result<(), String> {
         connections_max: connections_max / config.worker_threads.max(1),
         ..ServerLimits::default()
     };
-    let parts = Parts::new(config);
+    let parts = Parts::new(config)?;
     let stop = Arc::new(Shutdown::default());
     let stopped = Shutdown::default();
     let workers: Vec<_> = listeners
@@ -129,16 +132,23 @@ struct Parts {
     api: Api,
     env: Env,
     transport: Arc<TcpTransport>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Parts {
-    fn new(config: &Config) -> Self {
+    fn new(config: &Config) -> Result<Self, String> {
         let env = Env::real();
+        let tls = config.tls.clone().map(Tls::load).transpose().map_err(|error| error.to_string())?;
+        let tls = tls.map(Arc::new);
+        if let Some(tls) = &tls {
+            tracing::info!("TLS: {}", tls.material());
+        }
         let settings = TcpSettings {
             own: config.own_id(),
             cluster_name: config.cluster_name.clone(),
             ring: Arc::new(assign(None, &config.membership(), config.ring_settings())),
             secret: config.secret.clone(),
+            tls: tls.clone().filter(|tls| tls.knows_peers()),
         };
         let transport = Arc::new(TcpTransport::new(settings, env.clone()));
         let settings = ApiSettings {
@@ -146,8 +156,9 @@ impl Parts {
             tokens: config.api_tokens.clone(),
             beyond_loopback: !config.bind_addr.is_loopback(),
             slow_request_time: config.slow_request_time,
+            tls: tls.clone(),
         };
-        Self { api: Api::with(api_limits(config), settings), env, transport }
+        Ok(Self { api: Api::with(api_limits(config), settings), env, transport, tls })
     }
 
     /// Recovers the node. On a thread of its own, so that the doors answer meanwhile; its loops run on this runtime.
@@ -200,7 +211,7 @@ fn worker(
             let door = parts.api.door();
             let ended = runtime.block_on(async {
                 parts.transport.connect();
-                let ended = serve(listener, limits, stop, door).await;
+                let ended = serve_tls(listener, parts.tls, limits, stop, door).await;
                 stopped.signalled().await; // writes that were answered may still be on their way to a third replica
                 ended
             });
@@ -237,7 +248,16 @@ async fn live(
 ) -> Result<(), String> {
     let mut signals = Signals::new().map_err(|error| format!("cannot listen for signals: {error}"))?;
     let addr = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
-    let serving = tokio::spawn(serve(listener, limits, stop.listener(), parts.api.door()));
+    let hangups =
+        signal(SignalKind::hangup()).map_err(|error| format!("cannot listen for signals: {error}"))?;
+    let _reloading = AbortOnDropHandle::new(tokio::spawn(reload::run(
+        hangups,
+        config.clone(),
+        parts.tls.clone(),
+        parts.api.clone(),
+    )));
+    let (tls, door) = (parts.tls.clone(), parts.api.door());
+    let serving = tokio::spawn(serve_tls(listener, tls, limits, stop.listener(), door));
     parts.transport.connect();
     let node = tokio::select! {
         biased;

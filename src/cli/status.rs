@@ -36,14 +36,14 @@ async fn status(args: &Args, client: &mut Client, out: &mut Out) -> Result<(), E
         if args.connect.json {
             return out.bytes(&[br#"{"health":"#, &health[..], br#","cluster":"#, &cluster, b"}\n"].concat());
         }
-        node(&read(&health)?, client.target(), out)?;
+        node(&read(&health)?, client.target().authority(), out)?;
         return ring(&read(&cluster)?, out);
     }
     // A node that starts or stops knows itself, and no ring.
     if args.connect.json {
         out.bytes(&[br#"{"health":"#, &health[..], b",\"cluster\":null}\n"].concat())?;
     } else {
-        node(&read(&health)?, client.target(), out)?;
+        node(&read(&health)?, client.target().authority(), out)?;
     }
     out.flush()?;
     cluster.map(drop)

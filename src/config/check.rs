@@ -1,12 +1,14 @@
 //! From texts to a [`Config`]: parses, checks ranges, and checks what one setting says against another.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cluster::membership::{MemberEntry, canonical_name, canonical_of_ip};
 use crate::cluster::{Member, Membership};
+use crate::tls;
 use crate::types::NodeId;
+use crate::util::secret_file;
 use crate::util::tokens::Tokens;
 
 use super::settings::{Raw, Setting, Unset};
@@ -62,6 +64,7 @@ impl Checker<'_> {
         let in_force = replication_factor.min(members.len());
         let range_count = read!(self.number(cluster_ranges))? as u32;
         self.warn_of_few_ranges(range_count, in_force, members.len());
+        let tls = self.tls(&own, members.len())?;
         let config = Config {
             port,
             bind_addr,
@@ -99,6 +102,8 @@ impl Checker<'_> {
             secret: self.secret()?,
             volume_id: self.volume_id()?,
             api_tokens: self.api_tokens()?,
+            api_token_file: self.raw.api_token_file.as_ref().map(|file| self.path(file)),
+            tls,
             network_timeout: read!(self.time(network_timeout))?,
             batch_concurrency: read!(self.number(batch_concurrency))? as usize,
             read_repair_chance: self.read_repair_chance()?,
@@ -317,7 +322,10 @@ impl Checker<'_> {
                 return Err(self.error("api_token_file", "API_TOKEN is given too; one of them is enough"));
             }
             (Some(text), None) => ("api_token", text.clone()),
-            (None, Some(file)) => ("api_token_file", self.read_secret("api_token_file", file)?),
+            (None, Some(file)) => {
+                return read_tokens(&self.path(file))
+                    .map_err(|problem| self.error("api_token_file", problem));
+            }
         };
         self.warn_of_shown_secret("api_token", "the tokens", "API_TOKEN_FILE");
         Tokens::parse(&text).map_err(|problem| self.error(field, problem))
@@ -329,27 +337,47 @@ impl Checker<'_> {
         }
     }
 
-    /// The content of a secret's file, without the line end that editors add.
-    fn read_secret(&self, field: &'static str, path: &str) -> Result<String, Error> {
-        use std::io::Read as _;
-        use std::os::unix::fs::MetadataExt as _;
-        let error = |problem: String| self.error(field, problem);
-        let path = self.cwd.join(path.trim());
-        #[allow(clippy::disallowed_methods)] // settings are read before there is an Env to read them through
-        let file = std::fs::File::open(path).map_err(|io| error(io.to_string()))?;
-        let metadata = file.metadata().map_err(|io| error(io.to_string()))?;
-        if !metadata.is_file() {
-            return Err(error("it is no file".to_owned()));
+    fn read_secret(&self, field: &'static str, file: &str) -> Result<String, Error> {
+        let secret = read_secret(&self.path(file)).map_err(|problem| self.error(field, problem))?;
+        Ok(secret.trim_end_matches(['\r', '\n']).to_owned()) // the line end that editors add
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.cwd.join(file.trim())
+    }
+
+    /// What TLS is made from, once it is known that it can be.
+    fn tls(&self, own: &NodeId, member_count: usize) -> Result<Option<tls::Settings>, Error> {
+        let takes_plaintext = match read_text!(self.tls_plaintext) {
+            "true" => true,
+            "false" => false,
+            _ => return Err(self.not_allowed("tls_plaintext")),
+        };
+        let ca = self.raw.tls_ca.as_ref().map(|ca| self.path(ca));
+        let (cert, key) = match (&self.raw.tls_cert, &self.raw.tls_key) {
+            (Some(cert), Some(key)) => (self.path(cert), self.path(key)),
+            (Some(_), None) => return Err(self.error("tls_cert", "it is of no use without TLS_KEY")),
+            (None, Some(_)) => return Err(self.error("tls_key", "it is of no use without TLS_CERT")),
+            (None, None) => {
+                let problem = "it is of no use without TLS_CERT and TLS_KEY";
+                return match (ca, takes_plaintext) {
+                    (None, false) => Ok(None),
+                    (Some(_), _) => Err(self.error("tls_ca", problem)),
+                    (None, true) => Err(self.error("tls_plaintext", problem)),
+                };
+            }
+        };
+        let has_peers = member_count > 1;
+        if has_peers && ca.is_none() {
+            let problem =
+                "with peers, TLS_CA must say who signs the certificates by which nodes know each other";
+            return Err(self.error("tls_cert", problem));
         }
-        let mode = metadata.mode() & 0o777;
-        if mode & 0o007 != 0 {
-            return Err(error(format!(
-                "everyone on this machine may use it (mode {mode:03o}); chmod 600 it"
-            )));
+        let settings = tls::Settings { cert, key, ca, own: has_peers.then(|| own.clone()), takes_plaintext };
+        match tls::Material::load(&settings) {
+            Ok(_) => Ok(Some(settings)),
+            Err(error) => Err(self.error(error.file.field(), error.problem)),
         }
-        let mut secret = String::new();
-        file.take(SECRET_FILE_SIZE_MAX).read_to_string(&mut secret).map_err(|io| error(io.to_string()))?;
-        Ok(secret.trim_end_matches(['\r', '\n']).to_owned())
     }
 
     // ---- logs ----
@@ -380,6 +408,19 @@ impl Checker<'_> {
                 config.bind_addr, config.port
             ));
         }
+        if !config.bind_addr.is_loopback() && !config.api_tokens.is_empty() && config.tls.is_none() {
+            self.warnings.push(format!(
+                "API_TOKEN is shown in clear to everyone between {}:{} and its clients; set TLS_CERT and TLS_KEY",
+                config.bind_addr, config.port
+            ));
+        }
+        if config.tls.as_ref().is_some_and(|tls| tls.takes_plaintext) {
+            self.warnings.push(
+                "TLS_PLAINTEXT=true: THIS NODE ALSO SPEAKS PLAINTEXT, SO NOTHING IS KEPT FROM WHO LISTENS; once every \
+                 node speaks TLS, restart them one by one without it"
+                    .to_owned(),
+            );
+        }
     }
 
     /// A bound that another one hides is no reason not to start: it may be meant for a moment.
@@ -397,6 +438,16 @@ impl Checker<'_> {
             }
         }
     }
+}
+
+/// The tokens in a file, one a line. The error is the rest of a sentence, and repeats no token.
+pub(super) fn read_tokens(path: &Path) -> Result<Tokens, String> {
+    Tokens::parse(&read_secret(path)?)
+}
+
+fn read_secret(path: &Path) -> Result<String, String> {
+    let secret = secret_file::read(path, SECRET_FILE_SIZE_MAX)?;
+    String::from_utf8(secret).map_err(|_| "it is no UTF-8".to_owned())
 }
 
 fn is_wildcard(name: &NodeId) -> bool {

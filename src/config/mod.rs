@@ -6,7 +6,7 @@
 //! .env  ┘                      settings: the one table of names, ranges, defaults ┘
 //! ```
 //!
-//! [`load`] is pure but for reading the two files it may be pointed at: whoever starts the process hands it the
+//! [`load`] is pure but for reading the files it may be pointed at (settings, secrets, certificates): whoever starts the process hands it the
 //! arguments and the environment. A setting that cannot hold is refused in one line that says where it came from.
 
 mod check;
@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cluster::{Member, Membership, RingSettings};
+use crate::tls;
 use crate::types::NodeId;
 use crate::util::tokens::Tokens;
 use crate::util::units;
@@ -223,6 +224,10 @@ pub struct Config {
     pub volume_id: String,
     /// `API_TOKEN` or the content of `API_TOKEN_FILE`.
     pub api_tokens: Tokens,
+    /// `API_TOKEN_FILE`, for reading it again.
+    pub api_token_file: Option<PathBuf>,
+    /// `TLS_CERT`, `TLS_KEY`, `TLS_CA` and `TLS_PLAINTEXT`; `None`: plaintext is spoken.
+    pub tls: Option<tls::Settings>,
     /// `NETWORK_TIMEOUT`.
     pub network_timeout: Duration,
     /// `BATCH_CONCURRENCY`, groups in flight.
@@ -281,6 +286,8 @@ impl Default for Config {
             secret: None,
             volume_id: "vol-1".to_owned(),
             api_tokens: Tokens::default(),
+            api_token_file: None,
+            tls: None,
             network_timeout: Duration::from_secs(2),
             batch_concurrency: 50,
             read_repair_chance: 1.0,
@@ -306,6 +313,14 @@ fn majority(replication_factor: usize) -> usize {
 }
 
 impl Config {
+    /// Reads the tokens in `API_TOKEN_FILE` again; `None` where there is none. Blocks on the file.
+    ///
+    /// # Errors
+    /// The rest of a sentence about the file; it repeats no token.
+    pub fn read_tokens_again(&self) -> Result<Option<Tokens>, String> {
+        self.api_token_file.as_deref().map(check::read_tokens).transpose()
+    }
+
     /// This node's name.
     pub fn own_id(&self) -> NodeId {
         NodeId::from_canonical(&self.advertise_addr)

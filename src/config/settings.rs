@@ -92,7 +92,14 @@ settings! {
         "what this node calls itself to clients of the blob door";
     api_token: Text("tokens separated by commas, each 8 to 1024 letters, digits or `-._~+/=`, with ro:, rw: or admin: before it"), NOTHING,
         "what clients must show as bearer token; one without a scope may do everything; unset: everyone may";
-    api_token_file: Text("a file that others may not read"), NOTHING, "holds the tokens, one a line, in place of API_TOKEN";
+    api_token_file: Text("a file that others may not read"), NOTHING, "holds the tokens, one a line, in place of API_TOKEN; read again on SIGHUP";
+    tls_cert: Text("a file of PEM"), NOTHING,
+        "certificate chain, this node's own first: with it and TLS_KEY the port speaks TLS; read again on SIGHUP, like the next two";
+    tls_key: Text("a file that others may not read"), NOTHING, "the certificate's private key: PKCS#8, PKCS#1 or SEC1 in PEM";
+    tls_ca: Text("a file of PEM"), NOTHING,
+        "who signs the certificates of nodes, by which peers know each other; needed with TLS_CERT when there are peers";
+    tls_plaintext: Text("true or false"), Is("false"),
+        "true: a ring on its way to TLS also speaks plaintext, with clients and peers that do not speak TLS";
 
     memtable_size: Size(64 * KIB, 2 * GIB), Is("64MiB"), "writes gathered in memory before a table is written";
     max_l0_files: Number(1, 1_000), Is("4"), "tables in level 0 from which on they are compacted";
@@ -122,7 +129,7 @@ settings! {
         "W: replicas that have a write on disk before it is acknowledged";
     cluster_read_quorum: Number(1, 16), Follows("majority of N"), "R: replicas that answer a read";
     cluster_secret: Text("8 to 1024 characters"), NOTHING,
-        "shared by all nodes; without it only loopback peers are accepted";
+        "shared by all nodes; without it, and without TLS_CA, only loopback peers are accepted";
     cluster_secret_file: Text("a file that others may not read"), NOTHING, "holds the secret, in place of CLUSTER_SECRET";
     max_clock_skew: Time(millis(1), seconds(3_600)), Is("500ms"), "timestamps further ahead than this are refused";
 

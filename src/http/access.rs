@@ -23,7 +23,7 @@ use crate::util::tokens::{Scope, Tokens};
 pub enum Access {
     /// Everyone: it tells nothing of the data.
     Open,
-    /// Peers, who prove `CLUSTER_SECRET` themselves.
+    /// Peers, who prove `CLUSTER_SECRET`, or who they are by a certificate, themselves.
     Peers,
     /// Tokens that may read.
     Read,

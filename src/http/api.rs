@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tokio::time::Instant;
@@ -18,6 +19,7 @@ use super::server::Service;
 use super::slow::SlowLog;
 use super::status::Fault;
 use crate::replication::Coordinator;
+use crate::tls::Tls;
 use crate::util::shutdown::Shutdown;
 use crate::util::tokens::Tokens;
 
@@ -37,12 +39,14 @@ pub struct ApiLimits {
 pub struct ApiSettings {
     /// `VOLUME_ID`.
     pub volume_id: String,
-    /// `API_TOKEN`.
+    /// `API_TOKEN`, until [`Api::set_tokens`].
     pub tokens: Tokens,
     /// Whether others than this machine reach the doors.
     pub beyond_loopback: bool,
     /// `SLOW_REQUEST_TIME`: a request that takes longer is logged; zero: none is.
     pub slow_request_time: Duration,
+    /// The certificate that clients are shown; `None`: they are spoken to in plaintext.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Default for ApiSettings {
@@ -52,6 +56,7 @@ impl Default for ApiSettings {
             tokens: Tokens::default(),
             beyond_loopback: false,
             slow_request_time: Duration::from_millis(500),
+            tls: None,
         }
     }
 }
@@ -81,6 +86,8 @@ pub(super) struct Shared {
     pub(super) draining: Shutdown,
     pub(super) limits: ApiLimits,
     pub(super) settings: ApiSettings,
+    /// The tokens that are known now.
+    pub(super) tokens: ArcSwap<Tokens>,
     pub(super) budget: Budget,
     pub(super) metrics: Metrics,
     pub(super) sampler: Sampler,
@@ -110,6 +117,7 @@ impl Api {
                 draining: Shutdown::default(),
                 limits,
                 slow_log: SlowLog::new(settings.slow_request_time),
+                tokens: ArcSwap::from_pointee(settings.tokens.clone()),
                 settings,
                 budget: Budget::new(limits.inflight_bytes_max),
                 metrics: Metrics::default(),
@@ -124,6 +132,13 @@ impl Api {
     pub fn open(&self, coordinator: Coordinator) {
         coordinator.set_load_source(Arc::new(OwnLoad::new(self)));
         let _ = self.shared.coordinator.set(coordinator); // the first stays: a node has one coordinator
+    }
+
+    /// Lets these tokens in from now on, and no others. Whether there are any does not change: none are ignored.
+    pub fn set_tokens(&self, tokens: Tokens) {
+        if !tokens.is_empty() {
+            self.shared.tokens.store(Arc::new(tokens));
+        }
     }
 
     /// Hands connections of peers to `door` from now on.

@@ -41,7 +41,7 @@ fn gauge(json: &'static str, prometheus: &'static str, value: u64, help: &'stati
 /// What clients asked of this node. There from the moment the port is open.
 pub fn of_requests(api: &Api, totals: &Totals) -> Vec<Figure> {
     let requests = |operation| totals.operations(operation);
-    vec![
+    let mut figures = vec![
         counter("writes", "kvstore_writes_total", requests(Operation::Write), "Put requests taken."),
         counter("reads", "kvstore_reads_total", requests(Operation::Read), "Get requests taken."),
         counter("batches", "kvstore_batches_total", requests(Operation::Batch), "Batch requests taken."),
@@ -72,7 +72,22 @@ pub fn of_requests(api: &Api, totals: &Totals) -> Vec<Figure> {
             api.shared.budget.taken() as u64,
             "Bytes of bodies and values in flight at the door.",
         ),
-    ]
+    ];
+    if let Some(tls) = &api.shared.settings.tls {
+        figures.push(gauge(
+            "tls_certificate_expiry",
+            "kvstore_tls_certificate_expiry_timestamp_seconds",
+            tls.material().expires(),
+            "When the certificate in force expires, in seconds since 1970.",
+        ));
+        figures.push(counter(
+            "tls_handshakes_failed",
+            "kvstore_tls_handshakes_failed_total",
+            tls.handshakes_failed(),
+            "Connections of clients or peers that came to no TLS.",
+        ));
+    }
+    figures
 }
 
 /// What the engine and the request path have done. Zeros until the node has recovered.

@@ -36,4 +36,4 @@ pub mod status;
 
 pub use api::{Api, ApiLimits, ApiSettings};
 pub use body::Body;
-pub use server::{ServerLimits, Service, bind, serve};
+pub use server::{ServerLimits, Service, bind, serve, serve_tls};

@@ -270,7 +270,7 @@ async fn dispatch(
     if !allowed {
         return not_with(route, request.method());
     }
-    access::check(&door.api.shared.settings.tokens, route.row().access, request.headers())?;
+    access::check(&door.api.shared.tokens.load(), route.row().access, request.headers())?;
     match route {
         Route::Put => plain::put(door, request).await,
         Route::Get => plain::get(door, &request).await,

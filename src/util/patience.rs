@@ -12,7 +12,7 @@
 //! every request and cannot tell an idle connection from a slow one.
 //!
 //! It stands in `util` because two layers meet in it: `http` wraps a connection in one, and `rpc` takes the stream out
-//! again when a peer upgrades it.
+//! again when a peer upgrades it. Over TLS it stands above TLS: what it counts and words are requests.
 //!
 //! The library answers malformed heads by itself, with an empty body; here those answers get a text.
 
@@ -93,11 +93,25 @@ impl Pace {
     }
 }
 
-/// A TCP stream that gives up as [`Timeouts`] say.
+/// What a patient stream stands on: a socket, or TLS on one.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// Whether the peer has closed its side and nothing that it sent before is left to be read. Wakes the task when that
+    /// may have changed.
+    fn has_left(&mut self, cx: &mut Context<'_>) -> bool;
+}
+
+impl Socket for TcpStream {
+    fn has_left(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut byte = [0];
+        matches!(self.poll_peek(cx, &mut ReadBuf::new(&mut byte)), Poll::Ready(Ok(0) | Err(_)))
+    }
+}
+
+/// A stream that gives up as [`Timeouts`] say.
 #[derive(Debug)]
-pub struct PatientStream {
+pub struct PatientStream<S> {
     /// Reads at most [`READ_MAX`] at a time.
-    stream: Take<TcpStream>,
+    stream: Take<S>,
     timeouts: Timeouts,
     pace: Arc<Pace>,
     /// The state in which bytes came that have not led to a request yet.
@@ -158,9 +172,9 @@ impl Timer {
     }
 }
 
-impl PatientStream {
+impl<S: Socket> PatientStream<S> {
     /// Wraps a stream between requests.
-    pub fn new(stream: TcpStream, timeouts: Timeouts, pace: Arc<Pace>) -> Self {
+    pub fn new(stream: S, timeouts: Timeouts, pace: Arc<Pace>) -> Self {
         Self {
             stream: stream.take(READ_MAX),
             timeouts,
@@ -174,7 +188,7 @@ impl PatientStream {
     }
 
     /// The stream itself, for a protocol that keeps its own clock.
-    pub fn into_inner(self) -> TcpStream {
+    pub fn into_inner(self) -> S {
         self.stream.into_inner()
     }
 
@@ -207,13 +221,8 @@ impl PatientStream {
     }
 
     /// Whether the peer has closed its side while an answer is made that ends with it. The library does not look.
-    fn has_left(&self, cx: &mut Context<'_>) -> bool {
-        let mut byte = [0];
-        self.pace.is_watched.load(Ordering::Relaxed)
-            && matches!(
-                self.stream.get_ref().poll_peek(cx, &mut ReadBuf::new(&mut byte)),
-                Poll::Ready(Ok(0) | Err(_))
-            )
+    fn has_left(&mut self, cx: &mut Context<'_>) -> bool {
+        self.pace.is_watched.load(Ordering::Relaxed) && self.stream.get_mut().has_left(cx)
     }
 
     fn stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
@@ -256,7 +265,7 @@ impl PatientStream {
     }
 }
 
-impl AsyncRead for PatientStream {
+impl<S: Socket> AsyncRead for PatientStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -275,7 +284,7 @@ impl AsyncRead for PatientStream {
     }
 }
 
-impl AsyncWrite for PatientStream {
+impl<S: Socket> AsyncWrite for PatientStream<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.poll_instead(cx))?;
@@ -315,13 +324,20 @@ impl AsyncWrite for PatientStream {
         if this.has_left(cx) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(this.stream.get_mut()).poll_flush(cx)
+        // Of a bare socket it is always done; of TLS it may wait for the peer as a write does.
+        match Pin::new(this.stream.get_mut()).poll_flush(cx) {
+            Poll::Pending => this.stalled(cx).map(Err),
+            Poll::Ready(result) => Poll::Ready(result),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_instead(cx))?;
-        ready!(Pin::new(this.stream.get_mut()).poll_shutdown(cx))?;
+        match Pin::new(this.stream.get_mut()).poll_shutdown(cx) {
+            Poll::Pending => return this.stalled(cx).map(Err),
+            Poll::Ready(result) => result?,
+        }
         // Closing a socket with unread input resets it, and a reset may overtake the answer on its way.
         let mut scratch = [0u8; 4096];
         while !this.ended && this.pace.state() != Pace::UPGRADED {

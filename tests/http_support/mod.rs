@@ -16,10 +16,11 @@ use kvstore::cluster::{Member, assign};
 use kvstore::config::Config;
 use kvstore::env::Env;
 use kvstore::http::body::{Body, BodyLimits};
-use kvstore::http::{Api, ApiLimits, ApiSettings, ServerLimits, bind, serve};
+use kvstore::http::{Api, ApiLimits, ApiSettings, ServerLimits, bind, serve_tls};
 use kvstore::node::Node;
 use kvstore::rpc::tcp::{self, TcpSettings, TcpTransport};
 use kvstore::rpc::{BoxFuture, Error, Request, Response, Transport};
+use kvstore::tls::Tls;
 use kvstore::types::NodeId;
 use kvstore::util::shutdown::Shutdown;
 
@@ -87,6 +88,11 @@ impl Server {
         Self::run(server, limits, settings, Some(Self::alone()))
     }
 
+    /// The same, within other bounds and with settings.
+    pub fn start_with_all(server: ServerLimits, limits: ApiLimits, settings: ApiSettings) -> Self {
+        Self::run(server, limits, settings, Some(Self::alone()))
+    }
+
     fn alone() -> Config {
         let own = NodeId::from_canonical("127.0.0.1:1");
         Config {
@@ -127,7 +133,8 @@ impl Server {
             env: Env::real(),
             meets_peers: false,
         });
-        let mut running = Self::serve_api(listener, server, Api::with(limits, settings), start);
+        let tls = settings.tls.clone();
+        let mut running = Self::serve_api(listener, server, tls, Api::with(limits, settings), start);
         running.dir = Some(dir);
         running
     }
@@ -139,10 +146,16 @@ impl Server {
         limits: ApiLimits,
         start: Option<Start>,
     ) -> Self {
-        Self::serve_api(listener, server, Api::new(limits), start)
+        Self::serve_api(listener, server, None, Api::new(limits), start)
     }
 
-    fn serve_api(listener: TcpListener, server: ServerLimits, api: Api, start: Option<Start>) -> Self {
+    fn serve_api(
+        listener: TcpListener,
+        server: ServerLimits,
+        tls: Option<Arc<Tls>>,
+        api: Api,
+        start: Option<Start>,
+    ) -> Self {
         let addr = listener.local_addr().unwrap();
         let (stop, kill) = (Arc::new(Shutdown::default()), Shutdown::default());
         let (opened, stopping, mut killed) = (api.clone(), stop.listener(), kill.listener());
@@ -155,7 +168,7 @@ impl Server {
                 tokio::select! {
                     biased;
                     () = killed.signalled() => return, // and with the runtime go all its tasks
-                    served = serve(listener, server, stopping, opened.door()) => served.unwrap(),
+                    served = serve_tls(listener, tls, server, stopping, opened.door()) => served.unwrap(),
                 }
                 if let Some(node) = &node {
                     node.stop().await;
@@ -228,6 +241,7 @@ impl Start {
             cluster_name: config.cluster_name.clone(),
             ring: Arc::new(assign(None, &config.membership(), config.ring_settings())),
             secret: config.secret.clone(),
+            tls: None,
         };
         let transport = Arc::new(TcpTransport::new(settings, env.clone()));
         transport.connect();

@@ -4,23 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1::SendRequest;
 use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+
+use crate::cli::dial::{Dialler, Target};
 
 /// How long a request may take before it counts as failed.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Takes `host:port` out of `http://host:port`.
-pub(super) fn authority(url: &str) -> Result<String, String> {
-    let rest = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
-    match rest.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(rest.to_owned()),
-        _ => Err(format!("'{url}' is not of the form http://host:port")),
-    }
-}
 
 /// A connection to one node.
 pub(super) struct Connection {
@@ -31,15 +22,13 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects; every request will show the token, if there is one.
-    pub(super) async fn open(authority: &str, authorization: Option<&HeaderValue>) -> Result<Self, String> {
-        let stream = TcpStream::connect(authority).await.map_err(|error| error.to_string())?;
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-        tokio::spawn(async move {
-            let _ = connection.await; // its end shows in the next request
-        });
-        Ok(Self { authority: authority.to_owned(), authorization: authorization.cloned(), sender })
+    pub(super) async fn open(
+        dialler: &Dialler,
+        target: &Target,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Self, String> {
+        let (sender, _driver) = dialler.dial(target).await?; // its end shows in the next request
+        Ok(Self { authority: target.authority().to_owned(), authorization: authorization.cloned(), sender })
     }
 
     /// Whether the next request can be sent.

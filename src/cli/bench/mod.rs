@@ -30,6 +30,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use report::{Report, Tally};
 use worker::{Plan, Worker};
 
+use super::dial::{Ca, Dialler, Target};
 use super::exit::end;
 use super::help;
 use super::options::{Token, duration};
@@ -37,7 +38,7 @@ use super::options::{Token, duration};
 /// Puts load on a node or a ring, and measures.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// Nodes to talk to, as http://host:port, separated by commas
+    /// Nodes to talk to, as http://host:port or https://host:port, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "http://127.0.0.1:8081")]
     targets: Vec<String>,
     /// Connections, each with one request at a time
@@ -85,6 +86,8 @@ pub struct BenchArgs {
     unchecked: bool,
     #[command(flatten)]
     token: Token,
+    #[command(flatten)]
+    ca: Ca,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -92,14 +95,17 @@ pub struct BenchArgs {
 
 /// Runs the command. Exit codes: 0 measured, 1 nothing was answered or a write is missing, 2 bad arguments.
 pub fn run(args: &BenchArgs) -> ExitCode {
-    let targets =
-        match args.targets.iter().map(|url| connection::authority(url)).collect::<Result<Vec<_>, _>>() {
-            Ok(targets) => targets,
-            Err(problem) => {
-                eprintln!("error: --targets: {problem}");
-                return ExitCode::from(2);
-            }
-        };
+    let targets = match args.targets.iter().map(|text| Target::parse(text)).collect::<Result<Vec<_>, _>>() {
+        Ok(targets) => targets,
+        Err(problem) => {
+            eprintln!("error: --targets: {problem}");
+            return ExitCode::from(2);
+        }
+    };
+    let dialler = match Dialler::new(&targets, &args.ca) {
+        Ok(dialler) => dialler,
+        Err(error) => return end(args.json, Err(error)),
+    };
     let authorization = match args.token.header() {
         Ok(authorization) => authorization,
         Err(error) => return end(args.json, Err(error)),
@@ -110,13 +116,18 @@ pub fn run(args: &BenchArgs) -> ExitCode {
         .expect("a process that was just started can have a runtime");
     runtime.block_on(async {
         match &args.verify {
-            Some(path) => record::verify(path, &targets, authorization.as_ref(), args).await,
-            None => measure(args, &targets, authorization).await,
+            Some(path) => record::verify(path, &targets, &dialler, authorization.as_ref(), args).await,
+            None => measure(args, &targets, dialler, authorization).await,
         }
     })
 }
 
-async fn measure(args: &BenchArgs, targets: &[String], authorization: Option<HeaderValue>) -> ExitCode {
+async fn measure(
+    args: &BenchArgs,
+    targets: &[Target],
+    dialler: Dialler,
+    authorization: Option<HeaderValue>,
+) -> ExitCode {
     let recorder = match args.record.as_deref().map(record::Recorder::create).transpose() {
         Ok(recorder) => recorder.map(Arc::new),
         Err(error) => {
@@ -124,7 +135,7 @@ async fn measure(args: &BenchArgs, targets: &[String], authorization: Option<Hea
             return ExitCode::FAILURE;
         }
     };
-    let plan = Arc::new(Plan::new(args, targets.to_vec(), authorization, recorder));
+    let plan = Arc::new(Plan::new(args, targets.to_vec(), dialler, authorization, recorder));
     if args.read_percent > 0
         && let Err(problem) = worker::load(&plan, args.keys).await
     {
@@ -144,7 +155,8 @@ async fn measure(args: &BenchArgs, targets: &[String], authorization: Option<Hea
     }
     let elapsed = began.elapsed();
     bar.finish_and_clear();
-    let report = Report::new(args, targets, &total, elapsed);
+    let named: Vec<_> = targets.iter().map(Target::to_string).collect();
+    let report = Report::new(args, &named, &total, elapsed);
     help::say(|out| if args.json { out.json(&report.json()) } else { out.bytes(report.text().as_bytes()) });
     if total.answered() == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

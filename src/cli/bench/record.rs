@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::BenchArgs;
 use super::connection::Connection;
+use crate::cli::dial::{Dialler, Target};
 use crate::cli::help;
 
 /// Missing keys named one by one, at most.
@@ -38,7 +39,8 @@ impl Recorder {
 /// Reads every noted key back from the targets in turn.
 pub(super) async fn verify(
     path: &Path,
-    targets: &[String],
+    targets: &[Target],
+    dialler: &Dialler,
     authorization: Option<&HeaderValue>,
     args: &BenchArgs,
 ) -> ExitCode {
@@ -53,7 +55,7 @@ pub(super) async fn verify(
     let suffix = args.read_quorum.map_or(String::new(), |r| format!("&r={r}"));
     let mut connections = Vec::new();
     for target in targets {
-        match Connection::open(target, authorization).await {
+        match Connection::open(dialler, target, authorization).await {
             Ok(connection) => connections.push(connection),
             Err(problem) => {
                 eprintln!("error: {target}: {problem}");

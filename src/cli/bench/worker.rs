@@ -14,6 +14,7 @@ use super::BenchArgs;
 use super::connection::Connection;
 use super::record::Recorder;
 use super::report::{Operation, Tally};
+use crate::cli::dial::{Dialler, Target};
 use crate::env::Rng;
 
 /// How long a connection waits before it dials again.
@@ -23,7 +24,8 @@ const LOAD_BATCH: u64 = 500;
 
 /// What all connections share.
 pub(super) struct Plan {
-    targets: Vec<String>,
+    targets: Vec<Target>,
+    dialler: Dialler,
     authorization: Option<HeaderValue>,
     read_percent: u64,
     requests_max: u64,
@@ -50,7 +52,8 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(
         args: &BenchArgs,
-        targets: Vec<String>,
+        targets: Vec<Target>,
+        dialler: Dialler,
         authorization: Option<HeaderValue>,
         recorder: Option<Arc<Recorder>>,
     ) -> Self {
@@ -58,6 +61,7 @@ impl Plan {
         let value = (0..args.value_size).map(|_| char::from(b'a' + rng.below(0..26) as u8)).collect();
         Self {
             targets,
+            dialler,
             authorization,
             read_percent: args.read_percent.into(),
             requests_max: args.requests.unwrap_or(u64::MAX),
@@ -100,14 +104,14 @@ impl Plan {
         Some(began + interval * nth + interval * (connection as u32) / connections.max(1))
     }
 
-    fn target(&self, index: usize) -> &str {
+    fn target(&self, index: usize) -> &Target {
         &self.targets[index % self.targets.len()]
     }
 }
 
 /// Writes the keys that reads will ask for.
 pub(super) async fn load(plan: &Plan, keys: u64) -> Result<(), String> {
-    let mut connection = Connection::open(plan.target(0), plan.authorization.as_ref()).await?;
+    let mut connection = Connection::open(&plan.dialler, plan.target(0), plan.authorization.as_ref()).await?;
     let mut next = 0;
     while next < keys.max(1) {
         let end = (next + LOAD_BATCH).min(keys.max(1));
@@ -210,7 +214,8 @@ impl Worker {
     async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), String> {
         if !self.connection.as_ref().is_some_and(Connection::is_open) {
             let plan = &self.plan;
-            match Connection::open(plan.target(self.index), plan.authorization.as_ref()).await {
+            match Connection::open(&plan.dialler, plan.target(self.index), plan.authorization.as_ref()).await
+            {
                 Ok(connection) => self.connection = Some(connection),
                 Err(problem) => {
                     self.index += 1; // the next target, like any client with more than one address

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::figures::Figures;
 use crate::cli::answers::{ClusterStatus, Health, Ring};
 use crate::cli::output::{count, counted, millis, size, span};
+use crate::tls::EXPIRES_SOON;
 
 /// A disk with less is nearly full, whatever is on it.
 const FREE_BYTES_FEW: u64 = 1 << 30;
@@ -71,6 +72,8 @@ pub struct Evidence {
     pub nodes: Vec<Node>,
     /// Members that could not be asked from here, and why.
     pub silent: Vec<(String, String)>,
+    /// When they were asked, in seconds since 1970.
+    pub asked_at: u64,
 }
 
 fn finding(
@@ -89,6 +92,7 @@ pub fn judge(evidence: &Evidence) -> Vec<Finding> {
     let mut findings = Vec::new();
     for node in &evidence.nodes {
         findings.extend([ready(node), engine(node), disk(node), sync(node), files(node)]);
+        findings.extend(certificate(node, evidence.asked_at));
         findings.extend(token(node));
     }
     findings.extend(peers(evidence));
@@ -198,6 +202,23 @@ fn files(node: &Node) -> Finding {
         () if max < DESCRIPTORS_FEW => finding(Severity::Warning, "files", name, text, advice),
         () => finding(Severity::Ok, "files", name, text, ""),
     }
+}
+
+fn certificate(node: &Node, now: u64) -> Option<Finding> {
+    let expires = node.figures.get("kvstore_tls_certificate_expiry_timestamp_seconds")?;
+    let name = Some(&*node.name);
+    let advice = "replace it in TLS_CERT and TLS_KEY, and send the node SIGHUP";
+    let left = Duration::from_secs(expires.saturating_sub(now));
+    Some(match () {
+        () if left.is_zero() => {
+            finding(Severity::Problem, "certificate", name, "its certificate has expired".to_owned(), advice)
+        }
+        () if left < EXPIRES_SOON => {
+            let text = format!("its certificate expires in {}", span(left));
+            finding(Severity::Warning, "certificate", name, text, advice)
+        }
+        () => finding(Severity::Ok, "certificate", name, format!("good for {}", span(left)), ""),
+    })
 }
 
 fn token(node: &Node) -> Option<Finding> {
@@ -460,7 +481,7 @@ mod tests {
     fn ring() -> Evidence {
         let nodes =
             vec![node("a:1", &["b:1", "c:1"]), node("b:1", &["a:1", "c:1"]), node("c:1", &["a:1", "b:1"])];
-        Evidence { nodes, silent: Vec::new() }
+        Evidence { nodes, ..Evidence::default() }
     }
 
     /// What is not well: severity, check and node.
@@ -482,7 +503,7 @@ mod tests {
     #[test]
     fn a_ring_that_is_well_has_nothing_amiss() {
         assert_eq!(amiss(&ring()), []);
-        let alone = Evidence { nodes: vec![node("a:1", &[])], silent: Vec::new() };
+        let alone = Evidence { nodes: vec![node("a:1", &[])], ..Evidence::default() };
         assert_eq!(amiss(&alone), []);
     }
 
@@ -577,6 +598,21 @@ mod tests {
             let found = amiss(&evidence).first().map(|(severity, ..)| *severity);
             assert_eq!(found, expected, "{offset}");
         }
+    }
+
+    #[test]
+    fn a_certificate_is_warned_of_two_weeks_before_it_expires() {
+        let at = |now| {
+            let mut evidence = with_figures("kvstore_tls_certificate_expiry_timestamp_seconds 10000000\n");
+            evidence.asked_at = now;
+            let found = judge(&evidence);
+            found.iter().find(|finding| finding.check == "certificate").map(|finding| finding.severity)
+        };
+        assert_eq!(at(8_000_000), Some(Severity::Ok));
+        assert_eq!(at(9_000_000), Some(Severity::Warning));
+        assert_eq!(at(10_000_000), Some(Severity::Problem));
+        let without = judge(&with_figures(""));
+        assert!(without.iter().all(|finding| finding.check != "certificate"), "it speaks plaintext");
     }
 
     #[test]

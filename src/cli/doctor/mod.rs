@@ -69,10 +69,10 @@ async fn gather(client: &mut Client) -> Result<Evidence, Error> {
     let others: Vec<_> =
         members.map(|member| member.name.clone()).filter(|name| *name != first.name).collect();
     let asked = others.iter().map(|name| {
-        let mut client = client.of_target(name, MEMBER_PATIENCE);
+        let mut client = client.of_member(name, MEMBER_PATIENCE);
         async move { node(&mut client).await }
     });
-    let mut evidence = Evidence { nodes: vec![first], silent: Vec::new() };
+    let mut evidence = Evidence { nodes: vec![first], silent: Vec::new(), asked_at: now() };
     for (name, answered) in others.iter().zip(join_all(asked).await) {
         match answered {
             Ok(node) => evidence.nodes.push(node),
@@ -88,6 +88,13 @@ fn brief(error: &Error) -> String {
     text.split(". ").next().unwrap_or_default().to_owned()
 }
 
+/// This machine's clock, in seconds since 1970.
+fn now() -> u64 {
+    #[allow(clippy::disallowed_methods)] // a client on the command line: its clock is the real one
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 async fn node(client: &mut Client) -> Result<Node, Error> {
     let health: super::answers::Health = client.get_json("/health").await?;
     let mut figures = figures(client).await?;
@@ -100,7 +107,7 @@ async fn node(client: &mut Client) -> Result<Node, Error> {
         StatusCode::SERVICE_UNAVAILABLE => (None, None), // it starts or stops: /health says so
         _ => (Some(answer.good().await?.json().await?), Some(client.get_json("/ring").await?)),
     };
-    let name = health.node_id.clone().unwrap_or_else(|| client.target().to_owned());
+    let name = health.node_id.clone().unwrap_or_else(|| client.target().authority().to_owned());
     Ok(Node { name, health, cluster, ring, figures })
 }
 

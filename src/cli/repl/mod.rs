@@ -63,7 +63,7 @@ fn session(args: &Args) -> Result<(), Error> {
     } else {
         let mut client = Client::new(&args.connect)?;
         runtime.block_on(async { client.get("/livez").await?.good().await.map(drop) })?;
-        let name = client.target().to_owned();
+        let name = client.target().to_string();
         (Store::Node(client), name)
     };
     let mut session =

@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Args;
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1::SendRequest;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
 use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::Ended;
+use crate::cli::dial::{Ca, Dialler, Target};
+use crate::cli::exit;
 
 const DEFAULT_NODE: &str = "127.0.0.1:8081";
 /// The first rest before a request is sent again, doubled with each further one.
@@ -29,8 +29,8 @@ const STRANGERS_PATIENCE: Duration = Duration::from_secs(3);
 /// Which nodes, and who asks.
 #[derive(Debug, Clone, Args)]
 pub struct NodeArgs {
-    /// Nodes to talk to, separated by commas; the next one is asked when one does not answer [env: `KVSTORE_CONNECT`]
-    /// [default: 127.0.0.1:8081]
+    /// Nodes to talk to, separated by commas, with https:// before those that speak TLS; the next one is asked when one does
+    /// not answer [env: `KVSTORE_CONNECT`] [default: 127.0.0.1:8081]
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
     pub connect: Vec<String>,
     /// The bearer token to show [env: `KVSTORE_TOKEN`]
@@ -39,6 +39,9 @@ pub struct NodeArgs {
     /// A file with the token in its first line
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     pub token_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub ca: Ca,
     /// How long one request may take
     #[arg(long, default_value = "30s", value_parser = duration)]
     pub timeout: Duration,
@@ -87,7 +90,8 @@ impl Answer {
 /// Speaks to one node at a time, over as many connections as there are requests at once.
 #[derive(Debug)]
 pub struct Client {
-    nodes: Vec<String>,
+    nodes: Vec<Target>,
+    dialler: Dialler,
     authorization: Option<String>,
     timeout: Duration,
     retry_for: Duration,
@@ -108,8 +112,12 @@ impl Client {
             let named = var("KVSTORE_CONNECT").unwrap_or_else(|| DEFAULT_NODE.to_owned());
             nodes = named.split(',').map(str::to_owned).collect();
         }
-        let nodes =
-            nodes.iter().map(|node| authority(node)).collect::<Result<_, _>>().map_err(Ended::Usage)?;
+        let nodes: Vec<_> =
+            nodes.iter().map(|node| Target::parse(node)).collect::<Result<_, _>>().map_err(Ended::Usage)?;
+        let dialler = Dialler::new(&nodes, &args.ca).map_err(|error| match error {
+            exit::Error::Usage(text) => Ended::Usage(text),
+            other => Ended::Failed(other.to_string()),
+        })?;
         let token = match (&args.token, &args.token_file) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(path)) => {
@@ -121,6 +129,7 @@ impl Client {
         };
         Ok(Self {
             nodes,
+            dialler,
             authorization: token.map(|token| format!("Bearer {token}")),
             timeout: args.timeout,
             retry_for: args.retry_for,
@@ -132,7 +141,7 @@ impl Client {
 
     /// The nodes, as they were named.
     pub fn nodes(&self) -> String {
-        self.nodes.join(",")
+        self.nodes.iter().map(Target::to_string).collect::<Vec<_>>().join(",")
     }
 
     /// Asks until a node gives an answer that will not be another one in a moment.
@@ -173,7 +182,7 @@ impl Client {
         let name = &self.nodes[node % self.nodes.len()];
         let exchange = async {
             let mut sender = self.connection(node, name).await?;
-            let mut request = Request::builder().method(method).uri(target).header(HOST, name);
+            let mut request = Request::builder().method(method).uri(target).header(HOST, name.authority());
             if let Some(authorization) = &self.authorization {
                 request = request.header(AUTHORIZATION, authorization);
             }
@@ -196,7 +205,7 @@ impl Client {
         }
     }
 
-    async fn connection(&self, node: usize, name: &str) -> Result<SendRequest<Full<Bytes>>, String> {
+    async fn connection(&self, node: usize, name: &Target) -> Result<SendRequest<Full<Bytes>>, String> {
         loop {
             let idle = self.idle.lock().pop();
             match idle {
@@ -209,29 +218,13 @@ impl Client {
                 None => break,
             }
         }
-        let stream = TcpStream::connect(name).await.map_err(|error| error.to_string())?;
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
-        tokio::spawn(async move {
-            let _ = connection.await; // its end shows in the next request
-        });
+        let (sender, _driver) = self.dialler.dial(name).await?; // its end shows in the next request
         Ok(sender)
     }
 
     /// Lets the next node be asked, unless another request has turned already.
     fn turn_from(&self, node: usize) {
         let _ = self.current.compare_exchange(node, node + 1, Ordering::Relaxed, Ordering::Relaxed);
-    }
-}
-
-/// Takes `host:port` out of what a user writes.
-fn authority(text: &str) -> Result<String, String> {
-    let rest = text.trim();
-    let rest = rest.strip_prefix("http://").unwrap_or(rest).trim_end_matches('/');
-    match rest.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(rest.to_owned()),
-        _ => Err(format!("'{text}' is not of the form host:port")),
     }
 }
 
@@ -244,19 +237,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_is_a_host_and_a_port() {
-        for (text, name) in [("a:1", "a:1"), (" http://a.b:80/ ", "a.b:80"), ("[::1]:8081", "[::1]:8081")] {
-            assert_eq!(authority(text).unwrap(), name);
-        }
-        for text in ["", "a", ":1", "a:", "a:x", "a:99999"] {
-            assert!(authority(text).is_err(), "{text}");
-        }
-    }
 }

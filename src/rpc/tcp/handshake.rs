@@ -7,6 +7,7 @@ use super::Shared;
 use super::hello::{Hello, Role, Transcript, Verdict, differences};
 use super::incoming::{Ended, Incoming};
 use crate::rpc::frame::{Frame, Kind};
+use crate::tls::PeerCertificate;
 use crate::types::{NodeId, Timestamp};
 use crate::util::coding::DecodeError;
 
@@ -81,9 +82,11 @@ pub(super) async fn dial<R: AsyncRead + Unpin>(
     Err(Refused::Problem { text, from: Some(peer.clone()) })
 }
 
-/// Shakes hands with whoever dialled this node; returns who it is, and for which of its workers.
+/// Shakes hands with whoever dialled this node; returns who it is, and for which of its workers. A certificate that it has
+/// shown must name the host that it claims to be.
 pub(super) async fn accept<R: AsyncRead + Unpin>(
     shared: &Shared,
+    certificate: Option<&PeerCertificate>,
     incoming: &mut Incoming<R>,
     io: &mut (impl AsyncWrite + Unpin),
 ) -> Result<(NodeId, u16), Refused> {
@@ -94,9 +97,14 @@ pub(super) async fn accept<R: AsyncRead + Unpin>(
     let transcript = Transcript { dialler: &their_body, server: &our_body };
     let secret = shared.settings.secret.as_deref();
     let verdict = Verdict::decode(&receive(incoming, Kind::Verdict).await?)?;
-    let proved = transcript.is_proved(secret, Role::Dialler, &verdict.proof);
+    let is_named = certificate.is_none_or(|certificate| certificate.names(&theirs.from));
+    let has_secret = transcript.is_proved(secret, Role::Dialler, &verdict.proof);
+    let proved = is_named && has_secret;
     let problem = differences(&ours, &theirs, Role::Server)
-        .or_else(|| (!proved).then(|| "CLUSTER_SECRET is not the same".to_owned()));
+        .or_else(|| (!has_secret).then(|| "CLUSTER_SECRET is not the same".to_owned()))
+        .or_else(|| {
+            (!is_named).then(|| format!("the certificate shown does not name the host of {}", theirs.from))
+        });
     let answer = Verdict {
         proof: transcript.prove(secret.filter(|_| proved), Role::Server),
         problem: problem.clone().unwrap_or_default(),

@@ -85,11 +85,16 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
         if self.received.capacity() - self.received.len() < READ_LEN / 4 {
             self.received.reserve(self.missing().clamp(READ_LEN, RESERVE_MAX));
         }
-        if self.io.read_buf(&mut self.received).await? == 0 {
-            return Err(Ended::Closed);
+        match self.io.read_buf(&mut self.received).await {
+            Ok(0) => Err(Ended::Closed),
+            // TLS that ends without a farewell. Nothing is lost by it: a frame says itself whether it is whole.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Ended::Closed),
+            Err(error) => Err(error.into()),
+            Ok(_) => {
+                self.arrived = Instant::now();
+                Ok(())
+            }
         }
-        self.arrived = Instant::now();
-        Ok(())
     }
 
     /// How many bytes the frame that is coming in still lacks.

@@ -1,10 +1,12 @@
 //! Link: keeps one connection open from one worker of this node to one peer.
 //!
 //! ```text
-//!          ┌──────────── dial, upgrade, shake hands ──> Up: calls go through
+//!          ┌────── dial, (TLS,) upgrade, shake hands ──> Up: calls go through
 //!          │                     │ refused                │ lost
 //! hurry or backoff <──────────── Down: calls fail at once <──┘
 //! ```
+//!
+//! A node on its way to TLS dials by TLS first, and by plaintext a peer that answers in plaintext.
 //!
 //! One dial at a time, 50 ms to 1 s apart, with jitter. A peer that opens a connection to us is there: that cuts the wait short.
 
@@ -14,17 +16,18 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 
 use super::connection::Connection;
 use super::handshake::{self, Refused};
-use super::incoming::Incoming;
+use super::incoming::{Ended, Incoming};
 use super::problems::Direction;
 use super::{HANDSHAKE_TIMEOUT, Shared, UPGRADE_PATH, UPGRADE_PROTOCOL, tune};
 use crate::rpc::{BoxFuture, Error, Request, Response};
+use crate::tls::{self, ClientStream, DialError};
 use crate::types::NodeId;
 use crate::util::shutdown::ShutdownListener;
 
@@ -47,6 +50,12 @@ enum State {
     Up(Arc<Connection>),
     /// Why not.
     Down(String),
+}
+
+/// A connection over which hands were shaken.
+enum Open {
+    Plain(Incoming<OwnedReadHalf>, OwnedWriteHalf),
+    Tls(Incoming<ReadHalf<ClientStream>>, WriteHalf<ClientStream>),
 }
 
 impl Link {
@@ -94,7 +103,7 @@ impl Link {
     async fn attempt(&self, shared: &Arc<Shared>) -> bool {
         let dialled = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.dial(shared)).await;
         let dialled = dialled.unwrap_or_else(|_| Err(Refused::Failed("no handshake in time".to_owned())));
-        let (incoming, io) = match dialled {
+        let open = match dialled {
             Ok(open) => open,
             Err(refused) => {
                 shared.counters.dials_failed.inc();
@@ -112,30 +121,99 @@ impl Link {
         shared.counters.dialled.inc();
         let connection = Connection::new(&shared.env.rng, shared.counters.clone());
         *self.state.lock() = State::Up(connection.clone());
-        tracing::info!(peer = %self.peer, "connected");
+        tracing::info!(peer = %self.peer, tls = matches!(open, Open::Tls(..)), "connected");
+        let running = async {
+            match open {
+                Open::Plain(incoming, io) => connection.run(incoming, io, &shared.env.tasks).await,
+                Open::Tls(incoming, io) => connection.run(incoming, io, &shared.env.tasks).await,
+            }
+        };
         let reason = tokio::select! { biased;
             problem = self.problem(shared) => problem,
-            ended = connection.run(incoming, io, &shared.env.tasks) => ended.to_string(),
+            ended = running => ended.to_string(),
         };
         tracing::info!(peer = %self.peer, reason, "connection lost");
         self.go_down(&reason);
         true
     }
 
-    async fn dial(&self, shared: &Shared) -> Result<(Incoming<OwnedReadHalf>, OwnedWriteHalf), Refused> {
+    async fn dial(&self, shared: &Shared) -> Result<Open, Refused> {
         if let Some(text) = shared.problems.incoming(&self.peer) {
             return Err(Refused::Failed(text)); // noted already, and cleared when the peer comes without it
         }
+        let (stream, address) = self.connect().await?;
+        let Some(tls) = &shared.settings.tls else { return self.enter_plain(shared, stream, address).await };
+        match tls.dial(&self.peer, stream).await {
+            Ok(stream) => {
+                let (read, mut io) = tokio::io::split(stream);
+                let mut incoming = Incoming::new(read, BytesMut::new());
+                self.enter(shared, address, &mut incoming, &mut io).await?;
+                Ok(Open::Tls(incoming, io))
+            }
+            Err(DialError::Plaintext) if tls.takes_plaintext() => {
+                let (stream, address) = self.connect().await?;
+                self.enter_plain(shared, stream, address).await
+            }
+            Err(error) => Err(self.not_secured(&error)),
+        }
+    }
+
+    async fn connect(&self) -> Result<(TcpStream, SocketAddr), Refused> {
         let stream = TcpStream::connect(self.peer.as_str()).await?;
         tune(&stream);
         let address = stream.peer_addr()?;
+        Ok((stream, address))
+    }
+
+    async fn enter_plain(
+        &self,
+        shared: &Shared,
+        stream: TcpStream,
+        address: SocketAddr,
+    ) -> Result<Open, Refused> {
         let (read, mut io) = stream.into_split();
         let mut incoming = Incoming::new(read, BytesMut::new());
+        self.enter(shared, address, &mut incoming, &mut io).await?;
+        Ok(Open::Plain(incoming, io))
+    }
+
+    /// Asks for the peers' protocol, and shakes hands in it.
+    async fn enter(
+        &self,
+        shared: &Shared,
+        address: SocketAddr,
+        incoming: &mut Incoming<impl AsyncRead + Unpin>,
+        io: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), Refused> {
         io.write_all(upgrade_request(&self.peer).as_bytes()).await?;
-        let status_line = incoming.status_line().await?;
+        io.flush().await?;
+        let status_line = incoming.status_line().await.map_err(|ended| self.not_let_in(ended))?;
         check_upgraded(&status_line, address)?;
-        handshake::dial(shared, &self.peer, self.worker, &mut incoming, &mut io).await?;
-        Ok((incoming, io))
+        handshake::dial(shared, &self.peer, self.worker, incoming, io).await
+    }
+
+    /// In TLS 1.3 a certificate that the other side does not take shows only when it is read from.
+    fn not_let_in(&self, ended: Ended) -> Refused {
+        match &ended {
+            Ended::Io(error) => self.problem_of_tls(tls::refusal(error)).unwrap_or_else(|| ended.into()),
+            _ => ended.into(),
+        }
+    }
+
+    fn not_secured(&self, error: &DialError) -> Refused {
+        let text = match error {
+            DialError::Plaintext => {
+                Some("it does not speak TLS: set TLS_CERT, TLS_KEY and TLS_CA there too".to_owned())
+            }
+            DialError::Refused(text) => Some(text.clone()),
+            DialError::Io(_) => None,
+        };
+        self.problem_of_tls(text).unwrap_or_else(|| Refused::Failed(error.to_string()))
+    }
+
+    fn problem_of_tls(&self, text: Option<String>) -> Option<Refused> {
+        let text = format!("TLS: {}", text?);
+        Some(Refused::Problem { text, from: Some(self.peer.clone()) })
     }
 
     /// Waits until the peer's own connections are refused: then ours must not stay either.
@@ -177,6 +255,10 @@ fn check_upgraded(status_line: &str, address: SocketAddr) -> Result<(), Refused>
             text: format!("{address} takes no peers from other machines without CLUSTER_SECRET"),
             from: None,
         }),
+        Some("400") if status_line.ends_with("speaks TLS") => Err(Refused::Problem {
+            text: format!("{address} speaks TLS: set TLS_CERT, TLS_KEY and TLS_CA here too"),
+            from: None,
+        }),
         _ => {
             let shown: String = status_line.chars().filter(|c| !c.is_control()).take(80).collect();
             Err(Refused::Failed(format!(
@@ -209,7 +291,9 @@ mod tests {
     fn only_101_opens_a_connection() {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         assert!(check_upgraded("HTTP/1.1 101 Switching Protocols", address).is_ok());
-        assert!(matches!(check_upgraded("HTTP/1.1 403 Forbidden", address), Err(Refused::Problem { .. })));
+        for problem in ["HTTP/1.1 403 Forbidden", "HTTP/1.1 400 This port speaks TLS"] {
+            assert!(matches!(check_upgraded(problem, address), Err(Refused::Problem { .. })), "{problem}");
+        }
         for other in ["HTTP/1.1 200 OK", "HTTP/1.1", "", "SSH-2.0-x 101", "HTTP/1.1 404 Not Found"] {
             assert!(matches!(check_upgraded(other, address), Err(Refused::Failed(_))), "{other}");
         }

@@ -10,7 +10,8 @@
 //! A node opens one connection from each of its workers to each peer, and serves what peers open to it; requests
 //! go one way on a connection, answers the other. Nothing here waits in silence: without a connection a call
 //! fails at once, beyond its bounds it is refused, and when a connection ends all who wait on it learn it. Whether a silent peer
-//! lives is not decided here (`gossip` does), and the frames are neither encrypted nor signed.
+//! lives is not decided here (`gossip` does), and the frames are neither encrypted nor signed: TLS beneath them does both
+//! (`tls`), where it is on.
 #![allow(clippy::disallowed_methods)] // sockets live here, and with them the world
 
 mod connection;
@@ -40,6 +41,7 @@ use super::{BoxFuture, Error, Request, Response, Transport};
 use crate::cluster::Ring;
 use crate::env::Env;
 use crate::env::rng::SeededHasher;
+use crate::tls::Tls;
 use crate::types::NodeId;
 use crate::util::shutdown::Shutdown;
 
@@ -97,14 +99,17 @@ pub struct TcpSettings {
     pub ring: Arc<Ring>,
     /// `CLUSTER_SECRET`.
     pub secret: Option<String>,
+    /// Certificates by which the nodes know each other; `None`: they speak plaintext.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl fmt::Debug for TcpSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { own, cluster_name, ring: _, secret: _ } = self;
+        let Self { own, cluster_name, ring: _, secret: _, tls } = self;
         f.debug_struct("TcpSettings")
             .field("own", own)
             .field("cluster_name", cluster_name)
+            .field("tls", tls)
             .finish_non_exhaustive()
     }
 }
@@ -259,7 +264,7 @@ impl Shared {
     /// What this node says of itself to `to`, with a fresh nonce: proofs must not be foreseeable, so it does not
     /// come from the node's own generator.
     fn hello(&self, to: NodeId, worker: u16) -> Hello {
-        let TcpSettings { own, cluster_name, ring, secret } = &self.settings;
+        let TcpSettings { own, cluster_name, ring, secret, tls: _ } = &self.settings;
         Hello {
             nonce: rand::random(),
             wire_versions: WIRE_VERSIONS,

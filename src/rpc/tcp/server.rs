@@ -19,6 +19,7 @@ use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -33,6 +34,7 @@ use super::{
 };
 use crate::rpc::frame::{FRAME_LEN_MAX, Frame, Kind};
 use crate::rpc::{Handler, Refusal, ReplicaResponse, Response, decode_request, encode_response};
+use crate::tls::{PeerCertificate, ServerStream};
 use crate::types::NodeId;
 use crate::util::patience::PatientStream;
 use crate::util::shutdown::ShutdownListener;
@@ -76,8 +78,8 @@ impl Server {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
             return response;
         }
-        if self.shared.settings.secret.is_none() && !is_loopback(peer_addr.ip()) {
-            let text = "peers on other machines need CLUSTER_SECRET, the same on every node";
+        let certificate = request.extensions().get::<PeerCertificate>().cloned();
+        if let Some(text) = self.lacks(certificate.as_ref(), peer_addr.ip()) {
             self.shared.problems.say_of_stranger(&peer_addr.ip(), text);
             self.shared.counters.handshakes_refused.inc();
             return answer(StatusCode::FORBIDDEN, text);
@@ -91,42 +93,79 @@ impl Server {
             return answer(StatusCode::SERVICE_UNAVAILABLE, "too many connections of peers");
         };
         let upgrade = hyper::upgrade::on(request);
-        self.shared.env.tasks.spawn(self.clone().take_over(upgrade, peer_addr, permit));
+        self.shared.env.tasks.spawn(self.clone().take_over(upgrade, peer_addr, certificate, permit));
         let mut response = answer(StatusCode::SWITCHING_PROTOCOLS, "");
         upgrade_headers(&mut response);
         response
     }
 
-    async fn take_over(self, upgrade: OnUpgrade, peer_addr: SocketAddr, _permit: OwnedSemaphorePermit) {
+    /// What a stranger lacks to knock as a peer, if anything. A certificate is as good as the secret, which is asked for later
+    /// where there is one; the secret, or being on this machine, is as good as a certificate only where plaintext is taken.
+    fn lacks(&self, certificate: Option<&PeerCertificate>, from: IpAddr) -> Option<&'static str> {
+        let settings = &self.shared.settings;
+        let needs_certificate = settings.tls.as_ref().is_some_and(|tls| !tls.takes_plaintext());
+        if certificate.is_some() {
+            None
+        } else if needs_certificate {
+            Some("peers show a certificate that TLS_CA has signed")
+        } else if settings.secret.is_none() && !is_loopback(from) {
+            Some("peers on other machines need CLUSTER_SECRET, the same on every node")
+        } else {
+            None
+        }
+    }
+
+    async fn take_over(
+        self,
+        upgrade: OnUpgrade,
+        peer_addr: SocketAddr,
+        certificate: Option<PeerCertificate>,
+        _permit: OwnedSemaphorePermit,
+    ) {
         let mut stopping = self.shutdown.clone();
         let upgraded = tokio::select! { biased;
             () = stopping.signalled() => return,
             upgraded = tokio::time::timeout(HANDSHAKE_TIMEOUT, upgrade) => upgraded,
         };
         let Ok(Ok(upgraded)) = upgraded else { return };
+        let from = (peer_addr, certificate);
         // The socket itself where it can be had: its halves need no lock between them.
-        match upgraded.downcast::<TokioIo<PatientStream>>() {
+        let upgraded = match upgraded.downcast::<TokioIo<PatientStream<TcpStream>>>() {
             Ok(parts) => {
                 let stream = parts.io.into_inner().into_inner();
                 tune(&stream);
                 let (read, write) = stream.into_split();
-                self.serve(Incoming::new(read, BytesMut::from(&parts.read_buf[..])), write, peer_addr).await;
+                return self
+                    .serve(Incoming::new(read, BytesMut::from(&parts.read_buf[..])), write, from)
+                    .await;
+            }
+            Err(upgraded) => upgraded,
+        };
+        match upgraded.downcast::<TokioIo<PatientStream<ServerStream>>>() {
+            Ok(parts) => {
+                let stream = parts.io.into_inner().into_inner();
+                tune(stream.get_ref().0);
+                let (read, write) = tokio::io::split(stream);
+                self.serve(Incoming::new(read, BytesMut::from(&parts.read_buf[..])), write, from).await;
             }
             Err(upgraded) => {
                 let (read, write) = tokio::io::split(TokioIo::<Upgraded>::new(upgraded));
-                self.serve(Incoming::new(read, BytesMut::new()), write, peer_addr).await;
+                self.serve(Incoming::new(read, BytesMut::new()), write, from).await;
             }
         }
     }
 
-    async fn serve<R, W>(self, mut incoming: Incoming<R>, mut io: W, peer_addr: SocketAddr)
-    where
+    async fn serve<R, W>(
+        self,
+        mut incoming: Incoming<R>,
+        mut io: W,
+        (peer_addr, certificate): (SocketAddr, Option<PeerCertificate>),
+    ) where
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let shaken =
-            tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake::accept(&self.shared, &mut incoming, &mut io));
-        let (from, worker) = match shaken.await {
+        let shaking = handshake::accept(&self.shared, certificate.as_ref(), &mut incoming, &mut io);
+        let (from, worker) = match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking).await {
             Ok(Ok(who)) => who,
             Ok(Err(refused)) => return self.refuse(&refused, peer_addr),
             Err(_) => return self.refuse(&Refused::Failed("no handshake in time".to_owned()), peer_addr),

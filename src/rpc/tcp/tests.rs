@@ -129,7 +129,13 @@ fn settings(own: &NodeId, members: &[&NodeId]) -> TcpSettings {
     let member = |id: &&NodeId| Member { id: (*id).clone(), weight: 10, zone: None };
     let membership = Membership::new(members.iter().map(member).collect());
     let ring = assign(None, &membership, RingSettings { range_count: 64, replication_factor: 3 });
-    TcpSettings { own: own.clone(), cluster_name: "test".to_owned(), ring: Arc::new(ring), secret: None }
+    TcpSettings {
+        own: own.clone(),
+        cluster_name: "test".to_owned(),
+        ring: Arc::new(ring),
+        secret: None,
+        tls: None,
+    }
 }
 
 async fn two_with(change: impl Fn(&mut TcpSettings, bool)) -> (TestNode, TestNode) {

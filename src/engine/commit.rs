@@ -131,13 +131,17 @@ impl Shared {
         let bytes_max = match pace {
             Pace::Go(bytes) | Pace::Slow(bytes) => bytes,
             Pace::Stop if self.has_background_work() => return Step::Stalled,
-            Pace::Stop => {
-                // Compaction failed, or its inputs are damaged: these writers must not wait for ever, and for those
-                // who come later it is tried once more.
-                self.refuse_group(&Error::Busy { queued: self.queue.bytes() });
-                self.resume_background();
-                return Step::Taken;
-            }
+            // What was running may have ended between the two looks: then there is room.
+            Pace::Stop => match self.pace() {
+                Pace::Go(bytes) | Pace::Slow(bytes) => bytes,
+                Pace::Stop => {
+                    // Compaction failed, or its inputs are damaged: these writers must not wait for ever, and for those
+                    // who come later it is tried once more.
+                    self.refuse_group(&Error::Busy { queued: self.queue.bytes() });
+                    self.resume_background();
+                    return Step::Taken;
+                }
+            },
         };
         self.write_group(bytes_max);
         Step::Taken

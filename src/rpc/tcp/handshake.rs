@@ -20,6 +20,9 @@ pub(super) enum Refused {
     /// It broke, or what came was no handshake. Trying again may help.
     #[error("{0}")]
     Failed(String),
+    /// It is there, and takes no peers yet.
+    #[error("{0}")]
+    NotYet(String),
     /// The two nodes must not talk. Trying again helps once somebody has changed a setting.
     #[error("{text}")]
     Problem {

@@ -8,7 +8,8 @@
 //!
 //! A node on its way to TLS dials by TLS first, and by plaintext a peer that answers in plaintext.
 //!
-//! One dial at a time, 50 ms to 1 s apart, with jitter. A peer that opens a connection to us is there: that cuts the wait short.
+//! One dial at a time, 50 ms to 1 s apart, with jitter. A peer that opens a connection to us is there: that cuts the wait
+//! short; and one that is starting is asked again soon.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ use crate::util::shutdown::ShutdownListener;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest wait.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The wait for a peer that takes no peers yet does not grow beyond that of so many failures: it will, any moment.
+const NOT_YET_FAILURES: u32 = 2;
 
 /// The way from one worker to one peer.
 #[derive(Debug)]
@@ -85,7 +88,11 @@ impl Link {
         loop {
             tokio::select! { biased;
                 () = shutdown.signalled() => break,
-                was_up = self.attempt(&shared) => failures = if was_up { 0 } else { failures + 1 },
+                attempt = self.attempt(&shared) => failures = match attempt {
+                    Ok(()) => 0,
+                    Err(Refused::NotYet(_)) => (failures + 1).min(NOT_YET_FAILURES),
+                    Err(Refused::Failed(_) | Refused::Problem { .. }) => failures.saturating_add(1),
+                },
             }
             if failures == 1 {
                 tracing::info!(peer = %self.peer, reason = self.reason(), "cannot be reached");
@@ -99,8 +106,8 @@ impl Link {
         self.go_down("this node is stopping");
     }
 
-    /// Dials, and stays while the connection lasts; says whether there was one.
-    async fn attempt(&self, shared: &Arc<Shared>) -> bool {
+    /// Dials, and stays while the connection lasts, if there is one.
+    async fn attempt(&self, shared: &Arc<Shared>) -> Result<(), Refused> {
         let dialled = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.dial(shared)).await;
         let dialled = dialled.unwrap_or_else(|_| Err(Refused::Failed("no handshake in time".to_owned())));
         let open = match dialled {
@@ -111,10 +118,12 @@ impl Link {
                     Refused::Problem { text, .. } => {
                         shared.problems.set(&self.peer, Direction::Outgoing, text);
                     }
-                    Refused::Failed(_) => shared.problems.clear(&self.peer, Direction::Outgoing),
+                    Refused::Failed(_) | Refused::NotYet(_) => {
+                        shared.problems.clear(&self.peer, Direction::Outgoing);
+                    }
                 }
                 self.go_down(&refused.to_string());
-                return false;
+                return Err(refused);
             }
         };
         shared.problems.clear(&self.peer, Direction::Outgoing);
@@ -134,7 +143,7 @@ impl Link {
         };
         tracing::info!(peer = %self.peer, reason, "connection lost");
         self.go_down(&reason);
-        true
+        Ok(())
     }
 
     async fn dial(&self, shared: &Shared) -> Result<Open, Refused> {
@@ -251,6 +260,7 @@ fn upgrade_request(peer: &NodeId) -> String {
 fn check_upgraded(status_line: &str, address: SocketAddr) -> Result<(), Refused> {
     match status_line.split(' ').nth(1) {
         Some("101") if status_line.starts_with("HTTP/1.1 ") => Ok(()),
+        Some("503") => Err(Refused::NotYet(format!("{address} is starting"))),
         Some("403") => Err(Refused::Problem {
             text: format!("{address} takes no peers from other machines without CLUSTER_SECRET"),
             from: None,
@@ -294,6 +304,8 @@ mod tests {
         for problem in ["HTTP/1.1 403 Forbidden", "HTTP/1.1 400 This port speaks TLS"] {
             assert!(matches!(check_upgraded(problem, address), Err(Refused::Problem { .. })), "{problem}");
         }
+        let starting = check_upgraded("HTTP/1.1 503 Service Unavailable", address);
+        assert!(matches!(starting, Err(Refused::NotYet(_))));
         for other in ["HTTP/1.1 200 OK", "HTTP/1.1", "", "SSH-2.0-x 101", "HTTP/1.1 404 Not Found"] {
             assert!(matches!(check_upgraded(other, address), Err(Refused::Failed(_))), "{other}");
         }

@@ -277,7 +277,9 @@ impl Server {
             Refused::Problem { text, from: None } => {
                 self.shared.problems.say_of_stranger(&peer_addr.ip(), text);
             }
-            Refused::Failed(text) => tracing::debug!(from = %peer_addr, text, "no handshake"),
+            Refused::Failed(text) | Refused::NotYet(text) => {
+                tracing::debug!(from = %peer_addr, text, "no handshake");
+            }
         }
     }
 }

@@ -48,13 +48,14 @@ step "Tails at 70% of the peak, with memtables of 8 MiB, so that flushes and com
 NODE_ENV=(MEMTABLE_SIZE=8MiB)
 rm -rf "${DATA_DIR:?}"/node*
 start_ring
+background_writes() { # SECONDS: flushes go on while it is read
+  bench --targets "$(url 2)" --connections 4 --duration "$1s" --read-percent 0 --rate 2000 >/dev/null &
+  writer=$!
+}
 for what in put get; do
   percent=$([ "$what" = put ] && echo 0 || echo 100)
+  [ "$what" = put ] || background_writes "$((SECONDS_EACH + 7))"
   peak=$(bench --targets "$(url 1)" --connections 64 --duration 5s --read-percent "$percent" | rate_of "$what")
-  if [ "$what" = get ]; then # flushes go on while it is read
-    bench --targets "$(url 2)" --connections 4 --duration "$((SECONDS_EACH + 2))s" --read-percent 0 --rate 2000 >/dev/null &
-    writer=$!
-  fi
   flushes=$(metric 1 flushes) compactions=$(metric 1 compactions)
   out=$(bench --targets "$(url 1)" --connections 64 --duration "${SECONDS_EACH}s" --read-percent "$percent" --rate $((peak * 7 / 10)))
   say "$what at $((peak * 7 / 10))/s of $peak/s: p50 $(field "$what" p50 <<<"$out") ms, p99 $(field "$what" p99 <<<"$out") ms, p99.9 $(field "$what" p99.9 <<<"$out") ms; meanwhile $(($(metric 1 flushes) - flushes)) flushes and $(($(metric 1 compactions) - compactions)) compactions"

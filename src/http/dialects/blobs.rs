@@ -37,13 +37,13 @@ pub fn failed(code: StatusCode, error: &str) -> Response<Body> {
     answer::json(code, &Failed { error })
 }
 
-/// CRC-32 of the bytes, in eight hex digits.
-fn checksum(bytes: &[u8]) -> String {
-    format!("{:08x}", crc32fast::hash(bytes))
-}
-
-fn quoted(checksum: &str) -> HeaderValue {
-    ascii_header(format!("\"{checksum}\""))
+/// CRC-32 of the bytes, in eight hex digits between quotes.
+fn etag_of(bytes: &[u8]) -> HeaderValue {
+    let mut text = Vec::with_capacity(10);
+    text.push(b'"');
+    answer::push_hex(&mut text, crc32fast::hash(bytes).into(), 8);
+    text.push(b'"');
+    ascii_header(text)
 }
 
 /// `POST|PUT /blobs/{key}`.
@@ -51,17 +51,17 @@ pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Bod
     let (coordinator, options) = begin(door, &request)?;
     let key = raw::key_of(Route::BlobPut.key_in(request.uri().path()))?;
     let (value, _reservation) = raw::value_of(door, request).await?;
-    let (etag, size) = (checksum(value.as_bytes()), value.len());
+    let (etag, size) = (etag_of(value.as_bytes()), value.len());
     let mutation = Mutation::put(value, options.ttl);
     let receipt = coordinator.write(key.clone(), mutation, options.write).await?;
     let stored = Stored {
         key: String::from_utf8_lossy(key.as_bytes()),
-        etag: &etag,
+        etag: etag.to_str().unwrap_or_default().trim_matches('"'),
         size,
         volume_id: &door.api.shared.settings.volume_id,
     };
     let mut response = answer::of_put(answer::json(StatusCode::CREATED, &stored), &receipt, options.ttl);
-    response.headers_mut().insert(ETAG, quoted(&etag));
+    response.headers_mut().insert(ETAG, etag);
     Ok(response)
 }
 
@@ -71,8 +71,8 @@ pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Bo
     let key = raw::key_of(Route::BlobGet.key_in(request.uri().path()))?;
     match coordinator.get(key, options.read).await? {
         Some(record @ Record::Value { .. }) => {
-            let etag = checksum(record.as_value().map(Value::as_bytes).unwrap_or_default());
-            Ok(match raw::serve(door, request, &record, quoted(&etag))? {
+            let etag = etag_of(record.as_value().map(Value::as_bytes).unwrap_or_default());
+            Ok(match raw::serve(door, request, &record, etag)? {
                 Served::Answer(response) => response,
                 Served::BeyondEnd(content_range) => {
                     let mut response =

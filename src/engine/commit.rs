@@ -128,20 +128,17 @@ impl Shared {
         if !was_throttled && !matches!(pace, Pace::Go(_)) {
             self.counters.throttles.fetch_add(1, Ordering::Relaxed);
         }
-        let bytes_max = match pace {
-            Pace::Go(bytes) | Pace::Slow(bytes) => bytes,
+        let pace = match pace {
             Pace::Stop if self.has_background_work() => return Step::Stalled,
-            // What was running may have ended between the two looks: then there is room.
-            Pace::Stop => match self.pace() {
-                Pace::Go(bytes) | Pace::Slow(bytes) => bytes,
-                Pace::Stop => {
-                    // Compaction failed, or its inputs are damaged: these writers must not wait for ever, and for those
-                    // who come later it is tried once more.
-                    self.refuse_group(&Error::Busy { queued: self.queue.bytes() });
-                    self.resume_background();
-                    return Step::Taken;
-                }
-            },
+            Pace::Stop => self.pace(), // what was running may have ended between the two looks: then there is room
+            pace => pace,
+        };
+        let (Pace::Go(bytes_max) | Pace::Slow(bytes_max)) = pace else {
+            // Compaction failed, or its inputs are damaged: these writers must not wait for ever, and for those who
+            // come later it is tried once more.
+            self.refuse_group(&Error::Busy { queued: self.queue.bytes() });
+            self.resume_background();
+            return Step::Taken;
         };
         self.write_group(bytes_max);
         Step::Taken

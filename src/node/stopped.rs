@@ -5,7 +5,6 @@
 //! that the directory has.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -27,7 +26,7 @@ pub struct StoppedNode {
     engine: Engine,
     clock: ClockKeeper,
     identity: Identity,
-    lock: Arc<Mutex<Option<Box<dyn VfsLock>>>>,
+    lock: Mutex<Option<Box<dyn VfsLock>>>,
 }
 
 /// Why records were not written.
@@ -75,7 +74,7 @@ impl StoppedNode {
         let (engine, recovery) =
             Engine::open(env, &data, options).map_err(|source| directory::engine_error(&data, source))?;
         clock.hlc().recover(recovery.newest);
-        Ok(Self { engine, clock, identity, lock: Arc::new(Mutex::new(Some(lock))) })
+        Ok(Self { engine, clock, identity, lock: Mutex::new(Some(lock)) })
     }
 
     /// Opens the directory of a node that is alone as the cluster it was made for, or makes one for the node that `config`
@@ -104,7 +103,7 @@ impl StoppedNode {
         }
         let Opened { lock, clock, identity, engine } = directory::open(&config, env, &own, &ring)?;
         let identity = identity.with(Identity::clone);
-        Ok(Self { engine, clock, identity, lock: Arc::new(Mutex::new(Some(lock))) })
+        Ok(Self { engine, clock, identity, lock: Mutex::new(Some(lock)) })
     }
 
     /// Its records.
@@ -170,6 +169,8 @@ pub fn engine_dir(env: &Env, dir: &Path) -> PathBuf {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)] // the files are real
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     /// A directory as a node leaves it.
     async fn left_by_a_node(dir: &Path) {

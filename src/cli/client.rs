@@ -120,7 +120,7 @@ impl Client {
     pub fn new(options: &Connect) -> Result<Self, Error> {
         let targets = options.targets()?;
         Ok(Self {
-            dialler: Dialler::new(&targets, &options.ca)?,
+            dialler: Dialler::new(&targets, &options.ca).map_err(Error::Usage)?,
             targets,
             at: 0,
             authorization: options.token.header()?,

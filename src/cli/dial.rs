@@ -19,7 +19,6 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
-use super::exit::Error;
 use crate::tls::{self, Trusted};
 
 /// The port of a node that names none.
@@ -101,12 +100,12 @@ impl Dialler {
     /// A dialler for these nodes; CAs are read only if one of them is spoken to by TLS.
     ///
     /// # Errors
-    /// `Usage`: the CAs cannot be read, or are named for nothing.
-    pub fn new<'t>(targets: impl IntoIterator<Item = &'t Target>, ca: &Ca) -> Result<Self, Error> {
+    /// A sentence about what was asked for: the CAs cannot be read, or are named for nothing.
+    pub fn new<'t>(targets: impl IntoIterator<Item = &'t Target>, ca: &Ca) -> Result<Self, String> {
         if !targets.into_iter().any(|target| target.is_tls) {
             return match &ca.ca {
                 None => Ok(Self { trusted: None }),
-                Some(_) => Err(Error::Usage("--ca is for nodes named with https://; none is".to_owned())),
+                Some(_) => Err("--ca is for nodes named with https://; none is".to_owned()),
             };
         }
         let from_env = || std::env::var_os("KVSTORE_CA").filter(|file| !file.is_empty()).map(PathBuf::from);
@@ -117,7 +116,7 @@ impl Dialler {
             None => Trusted::by_system()
                 .map_err(|problem| format!("{problem}; name a file with --ca or KVSTORE_CA")),
         };
-        trusted.map(|trusted| Self { trusted: Some(trusted) }).map_err(Error::Usage)
+        trusted.map(|trusted| Self { trusted: Some(trusted) })
     }
 
     /// Connects, and shakes hands; takes as long as it takes.
@@ -198,10 +197,11 @@ mod tests {
     fn a_ca_that_would_check_nothing_is_refused() {
         let ca = Ca { ca: Some(PathBuf::from("/no/such/file")) };
         let (plain, secure) = (Target::parse("a:1").unwrap(), Target::parse("https://a:1").unwrap());
-        assert!(matches!(Dialler::new([&plain], &ca), Err(Error::Usage(_))));
-        let Err(Error::Usage(text)) = Dialler::new([&plain, &secure], &ca) else {
-            panic!("there is no file")
-        };
+        assert_eq!(
+            Dialler::new([&plain], &ca).unwrap_err(),
+            "--ca is for nodes named with https://; none is"
+        );
+        let Err(text) = Dialler::new([&plain, &secure], &ca) else { panic!("there is no file") };
         assert!(text.contains("/no/such/file"), "{text}");
         assert!(Dialler::new([&plain], &Ca::default()).is_ok());
     }

@@ -31,7 +31,7 @@ use report::{Report, Tally};
 use worker::{Plan, Worker};
 
 use super::dial::{Ca, Dialler, Target};
-use super::exit::end;
+use super::exit::{Error, end};
 use super::help;
 use super::options::{Token, duration};
 
@@ -104,7 +104,7 @@ pub fn run(args: &BenchArgs) -> ExitCode {
     };
     let dialler = match Dialler::new(&targets, &args.ca) {
         Ok(dialler) => dialler,
-        Err(error) => return end(args.json, Err(error)),
+        Err(problem) => return end(args.json, Err(Error::Usage(problem))),
     };
     let authorization = match args.token.header() {
         Ok(authorization) => authorization,

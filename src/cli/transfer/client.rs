@@ -16,7 +16,6 @@ use tokio::time::{sleep, timeout};
 
 use super::Ended;
 use crate::cli::dial::{Ca, Dialler, Target};
-use crate::cli::exit;
 
 const DEFAULT_NODE: &str = "127.0.0.1:8081";
 /// The first rest before a request is sent again, doubled with each further one.
@@ -114,10 +113,7 @@ impl Client {
         }
         let nodes: Vec<_> =
             nodes.iter().map(|node| Target::parse(node)).collect::<Result<_, _>>().map_err(Ended::Usage)?;
-        let dialler = Dialler::new(&nodes, &args.ca).map_err(|error| match error {
-            exit::Error::Usage(text) => Ended::Usage(text),
-            other => Ended::Failed(other.to_string()),
-        })?;
+        let dialler = Dialler::new(&nodes, &args.ca).map_err(Ended::Usage)?;
         let token = match (&args.token, &args.token_file) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(path)) => {

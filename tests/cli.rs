@@ -6,10 +6,10 @@ mod http_support;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use http_support::ring::Ring;
-use http_support::{Server, Start, limits};
+use http_support::{Server, Start, limits, output_of, program};
 use kvstore::cluster::Member;
 use kvstore::config::Config;
 use kvstore::env::Env;
@@ -56,20 +56,10 @@ impl Told {
     }
 }
 
-/// The binary, in an environment that says nothing and a directory without `.env`.
-fn binary(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvstore"));
-    command.args(args).env_clear().current_dir(std::env::temp_dir());
-    command
-}
-
 fn run_with(args: &[&str], env: &[(&str, &str)], stdin: &[u8]) -> Told {
-    let mut command = binary(args);
+    let mut command = program(args);
     command.envs(env.iter().copied());
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let _ = child.stdin.take().unwrap().write_all(stdin); // it may not want any
-    let output = child.wait_with_output().unwrap();
+    let output = output_of(command, stdin);
     Told {
         code: output.status.code().expect("it ended by itself"),
         out: output.stdout,
@@ -135,9 +125,9 @@ fn keys_are_any_bytes_and_values_come_from_where_they_are_said_to() {
     let server = Server::start();
     let addr = server.addr.to_string();
     let key = std::ffi::OsStr::from_bytes(b"a/b?\xff &%");
-    let put = binary(&["put", "--connect", &addr]).arg(key).arg("v").output().unwrap();
+    let put = program(&["put", "--connect", &addr]).arg(key).arg("v").output().unwrap();
     assert!(put.status.success(), "{put:?}");
-    assert_eq!(binary(&["get", "--connect", &addr]).arg(key).output().unwrap().stdout, b"v");
+    assert_eq!(program(&["get", "--connect", &addr]).arg(key).output().unwrap().stdout, b"v");
     assert_eq!(on(&server, &["scan"]).ok().text(), "\"a/b?\\xff &%\"\tv\n");
     assert_eq!(on(&server, &["scan", "--json"]).ok().json()["key_base64"], "YS9iP/8gJiU=");
 
@@ -197,7 +187,7 @@ fn a_reader_that_goes_is_no_failure() {
         if args[0] == "scan" {
             args.extend(["--connect", &addr]);
         }
-        let mut child = binary(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = program(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         stdout.read_line(&mut line).unwrap();
@@ -517,7 +507,7 @@ fn the_settings_in_force_are_told_with_where_they_come_from_and_secrets_are_not(
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join(".env"), "CLUSTER_NAME=from-file\nNET_PORT=1003\n").unwrap();
     let told = |args: &[&str]| {
-        let mut command = binary(args);
+        let mut command = program(args);
         command.current_dir(dir.path()).env("NET_PORT", "1002").env("CLUSTER_SECRET", "not-to-be-told");
         let output = command.output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");

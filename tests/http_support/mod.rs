@@ -6,7 +6,7 @@ pub mod ring;
 
 use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown as Half, SocketAddr, TcpListener, TcpStream};
-use std::process::Child;
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -433,6 +433,21 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// The binary, in an environment that says nothing and a directory without `.env`.
+pub fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvstore"));
+    command.args(args).env_clear().current_dir(std::env::temp_dir());
+    command
+}
+
+/// Runs a command to its end, with this on its stdin.
+pub fn output_of(mut command: Command, stdin: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(stdin); // it may not want any
+    child.wait_with_output().unwrap()
 }
 
 /// Waits until a node in a process of its own says that it runs, or ends; its further output is read and dropped.

@@ -31,7 +31,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::http_support::{Server, limits, until};
+use super::http_support::{Server, limits, output_of, program, until};
 
 /// Who signs certificates. A clone is the same.
 #[derive(Clone)]
@@ -387,13 +387,9 @@ pub fn kvstore(args: &[&str]) -> Told {
 }
 
 pub fn kvstore_with<V: AsRef<str>>(args: &[&str], env: &[(&str, V)], stdin: &[u8]) -> Told {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kvstore"));
-    command.args(args).env_clear().current_dir(std::env::temp_dir());
+    let mut command = program(args);
     command.envs(env.iter().map(|(name, value)| (name, value.as_ref())));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let _ = child.stdin.take().unwrap().write_all(stdin); // it may not want any
-    let output = child.wait_with_output().unwrap();
+    let output = output_of(command, stdin);
     Told {
         code: output.status.code().expect("it ended by itself"),
         out: String::from_utf8(output.stdout).unwrap(),

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -163,8 +164,7 @@ impl FailureDetector {
 
     /// What is believed of `nodes` now, and of each whether it also said of late that its disk counts. One look for all: every
     /// request asks it for its replicas.
-    pub fn beliefs(&self, nodes: &[NodeId]) -> Vec<(Liveness, bool)> {
-        let now = Instant::now();
+    pub fn beliefs(&self, nodes: &[NodeId], now: Instant) -> SmallVec<[(Liveness, bool); 5]> {
         let peers = self.shared.peers.lock();
         let belief = |node| {
             peers.get(node).map_or((Liveness::Dead, false), |peer| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::api::{
     BatchReceipt, Check, Explanation, Mutation, NodeState, NodeStatus, NotSent, ReadError, ReadOptions,
@@ -16,7 +16,7 @@ use super::api::{
 use super::checkpoint::{CheckpointError, CheckpointInfo, CheckpointName};
 use super::hot_keys::{Access, Hottest};
 use super::quorum::QuorumMode;
-use super::shared::{LoadSource, Outlook, Phase, Shared};
+use super::shared::{LoadSource, Outlook, PerReplica, Phase, Shared};
 use super::write::WriteOp;
 use super::{batch, read, scan};
 use crate::cluster::{RangeId, Ring, Token};
@@ -320,11 +320,11 @@ impl Shared {
         range: RangeId,
         needed: usize,
         mode: QuorumMode,
-    ) -> Result<Vec<Outlook>, NotSent> {
+    ) -> Result<PerReplica<Outlook>, NotSent> {
         if self.is_clock_behind() {
             return Err(NotSent::ClockBehind);
         }
-        let outlooks = self.outlooks(replicas);
+        let outlooks = self.outlooks(replicas, Instant::now());
         let mut reachable = outlooks.iter().filter(|outlook| **outlook == Outlook::Counts).count();
         if reachable >= needed {
             return Ok(outlooks);

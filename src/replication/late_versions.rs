@@ -63,12 +63,26 @@ impl LateVersions {
         Self { queues: others.map(|node| (node.clone(), Mutex::default())).collect() }
     }
 
-    /// Has `node` compared, soon: a read that ends now found `version` without it. Does not wait.
-    pub fn note(shared: &Arc<Shared>, node: &NodeId, key: &Key, version: Option<Version>) {
+    /// Has `nodes` compared, soon, with the chance of `READ_REPAIR_CHANCE`: a read that ends now found `version` without them.
+    /// Does not wait.
+    pub fn note<'a>(
+        shared: &Arc<Shared>,
+        nodes: impl ExactSizeIterator<Item = &'a NodeId>,
+        key: &Key,
+        version: Option<Version>,
+    ) {
+        if nodes.len() > 0 && shared.env.rng.chance(shared.settings.read_repair_chance) {
+            let at = shared.hlc.now();
+            for node in nodes {
+                Self::add(shared, node, Found { key: key.clone(), version, at });
+            }
+        }
+    }
+
+    fn add(shared: &Arc<Shared>, node: &NodeId, found: Found) {
         let Some(queue) = shared.late_versions.queues.get(node) else {
             return; // this node itself: its disk does not count yet, and its rebuild will see to the key
         };
-        let found = Found { key: key.clone(), version, at: shared.hlc.now() };
         let was_driven = {
             let mut queue = queue.lock();
             if queue.waiting.len() < WAITING_MAX {

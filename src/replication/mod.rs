@@ -63,6 +63,7 @@ pub mod identity;
 mod late_versions;
 pub mod local_store;
 pub mod peers;
+mod quick_read;
 pub mod quorum;
 mod read;
 pub mod read_repair;

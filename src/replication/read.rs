@@ -1,6 +1,8 @@
 //! A client's read: R answers that count, the winner on enough disks, then the answer; mending afterwards.
 //!
 //! ```text
+//!  `quick_read`: R copies alike? ──yes──> answered
+//!     │ no, or not known
 //!  ask R replicas for records (itself, then the fastest)
 //!     │
 //!     ├─ failed, damaged, not voting ──> the next one not asked yet ──none left──> 504 (500: all damage)
@@ -27,15 +29,15 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::api::{NotSent, ReadError, ReplicaState};
-use super::expiry;
 use super::late_versions::LateVersions;
 use super::peers::Failure;
+use super::quick_read::{self, Outcome};
 use super::read_repair::{ReadRepair, Said};
-use super::replica::{Applied, Held, damage, look_up};
-use super::shared::{Outlook, Shared, count};
+use super::replica::{Applied, Held, look_up, look_up_at_once};
+use super::shared::{Outlook, PerReplica, Shared, count};
 use super::write::{causes_line, write_to};
 use crate::cluster::{RangeId, Token};
 use crate::env::Mistake;
@@ -46,9 +48,9 @@ use crate::util::few::Few;
 /// What a read weighs in flight, in bytes, whatever it will find.
 const READ_WEIGHT: usize = 1024;
 /// A replica is given at least so long before another is asked in its place.
-const HEDGE_MIN: Duration = Duration::from_millis(5);
+const PATIENCE_MIN: Duration = Duration::from_millis(5);
 /// A replica is slow when it takes so many times what it took of late.
-const HEDGE_FACTOR: u32 = 3;
+const PATIENCE_FACTOR: u32 = 3;
 
 /// What is asked of a replica.
 #[derive(Debug, Clone)]
@@ -66,6 +68,12 @@ enum Answer {
     WrittenBack { voting: bool },
 }
 
+impl From<Held> for Answer {
+    fn from(Held { voting, record }: Held) -> Self {
+        Self::Record { voting, record }
+    }
+}
+
 /// Asks one replica, named by its place among the primaries.
 async fn ask(shared: Arc<Shared>, range: RangeId, replica: usize, key: Key, ask: Ask) -> Event {
     let node = &shared.ring.primaries(range)[replica];
@@ -75,10 +83,9 @@ async fn ask(shared: Arc<Shared>, range: RangeId, replica: usize, key: Key, ask:
             let written = write_to(&shared, node, WriteOrigin::Repair, vec![(key, record)]).await;
             written.map(|Applied { voting, .. }| Answer::WrittenBack { voting })
         }
-        Ask::Record | Ask::Version if *node == shared.own => look_up(&shared, &key)
-            .await
-            .map(|Held { voting, record }| Answer::Record { voting, record })
-            .map_err(Failure::from),
+        Ask::Record | Ask::Version if *node == shared.own => {
+            look_up(&shared, &key).await.map(Answer::from).map_err(Failure::from)
+        }
         Ask::Record => ask_peer(&shared, node, ReplicaRequest::Read { key }).await,
         Ask::Version => ask_peer(&shared, node, ReplicaRequest::ReadVersions { keys: vec![key] }).await,
     };
@@ -127,7 +134,7 @@ struct ReadOp {
     range: RangeId,
     repair: ReadRepair,
     /// Replicas not asked yet, the best last.
-    unasked: Vec<usize>,
+    unasked: PerReplica<usize>,
     /// Whether each replica was asked for anything.
     asked: Vec<bool>,
     /// Replicas that were asked for their record because their version won.
@@ -142,20 +149,41 @@ struct ReadOp {
 /// Returns the newest record that R replicas know.
 pub(super) async fn get(shared: &Arc<Shared>, key: Key, needed: usize) -> Result<Option<Record>, ReadError> {
     shared.check_serving()?;
+    let started = Instant::now();
     let range = shared.ring.range_of(Token::of(key.as_bytes()));
     let replicas = shared.ring.primaries(range);
-    let outlooks = shared.outlooks(replicas);
+    let outlooks = shared.outlooks(replicas, started);
     let reachable = outlooks.iter().filter(|outlook| **outlook == Outlook::Counts).count();
     if reachable < needed {
         return Err(NotSent::TooFewReplicas { needed, reachable, total: replicas.len() }.into());
     }
     let _permit = shared.admit(READ_WEIGHT + key.as_bytes().len())?;
+    let candidates = candidates(shared, replicas, &outlooks);
+    let at_once = match quick_read::get(shared, &key, replicas, &candidates, needed).await {
+        Outcome::Agreed(record) => return Ok(record),
+        Outcome::Undecided => needed,
+        Outcome::Slow => {
+            count(&shared.counters.hedged_reads, 1);
+            needed + 1
+        }
+    };
     let mut op = ReadOp::new(shared, key, range, needed);
-    op.unasked = candidates(shared, replicas, &outlooks);
-    op.start(needed);
-    let answer = op.run().await?;
-    op.leave_to_background();
-    Ok(answer)
+    op.unasked = candidates;
+    let deadline = started + shared.settings.network_timeout;
+    // Boxed, so that a read that agrees carries none of this about.
+    Box::pin(async move {
+        op.start(at_once);
+        let answer = op.run(deadline).await?;
+        op.leave_to_background();
+        Ok(answer)
+    })
+    .await
+}
+
+/// How long a read of `node` may take before another is asked beside it.
+pub(super) fn patience(shared: &Shared, node: &NodeId) -> Duration {
+    let of_late = shared.peers.latency(node) * PATIENCE_FACTOR;
+    of_late.clamp(PATIENCE_MIN, PATIENCE_MIN.max(shared.settings.network_timeout / 2))
 }
 
 /// Brings the replicas of a key in line: hears all that are not believed down, and sends the newest record to whoever
@@ -197,8 +225,8 @@ pub(super) async fn ask_all(shared: &Arc<Shared>, key: &Key) -> Vec<(NodeId, Rep
 
 /// Who is asked, the best last: nobody believed down; those that vote before others, this node before peers, the
 /// fast before the slow.
-fn candidates(shared: &Shared, replicas: &[NodeId], outlooks: &[Outlook]) -> Vec<usize> {
-    let mut ranked: Vec<_> = replicas
+fn candidates(shared: &Shared, replicas: &[NodeId], outlooks: &[Outlook]) -> PerReplica<usize> {
+    let mut ranked: PerReplica<_> = replicas
         .iter()
         .zip(outlooks)
         .enumerate()
@@ -221,7 +249,7 @@ impl ReadOp {
             key,
             range,
             repair: ReadRepair::new(replica_count, needed),
-            unasked: Vec::new(),
+            unasked: PerReplica::new(),
             asked: vec![false; replica_count],
             fetched: Vec::new(),
             write_backs: Vec::new(),
@@ -231,9 +259,9 @@ impl ReadOp {
         }
     }
 
-    /// Asks R replicas for records.
-    fn start(&mut self, needed: usize) {
-        for _ in 0..needed {
+    /// Asks so many replicas for records.
+    fn start(&mut self, count: usize) {
+        for _ in 0..count {
             let Some(replica) = self.unasked.pop() else { return };
             if self.replicas()[replica] == self.shared.own && self.try_memory(replica) {
                 continue;
@@ -244,23 +272,15 @@ impl ReadOp {
 
     /// Reads this node's copy if it is in memory: the common case needs no future.
     fn try_memory(&mut self, replica: usize) -> bool {
-        let voting = self.shared.standing.is_voting();
-        let Some(answer) = self.shared.store.try_get(&self.key) else { return false };
-        let outcome = match answer {
-            Ok(record) => match expiry::at_once(&self.shared, record) {
-                Some(record) => Ok(Answer::Record { voting, record }),
-                None => return false,
-            },
-            Err(error) => Err(damage(&self.shared, &self.key, &error).into()),
-        };
+        let Some(found) = look_up_at_once(&self.shared, &self.key) else { return false };
+        let outcome = found.map(Answer::from).map_err(Failure::from);
         self.take_in(Event { replica, is_read: true, outcome });
         true
     }
 
-    async fn run(&mut self) -> Result<Option<Record>, ReadError> {
-        let deadline = Instant::now() + self.shared.settings.network_timeout;
+    async fn run(&mut self, deadline: Instant) -> Result<Option<Record>, ReadError> {
         let hedge_after = self.hedge_after();
-        let mut timer = pin!(sleep(hedge_after));
+        let mut timer = pin!(sleep_until(deadline.min(Instant::now() + hedge_after)));
         loop {
             match self.advance() {
                 Next::Answer => return Ok(self.repair.winner().cloned()),
@@ -396,11 +416,8 @@ impl ReadOp {
     }
 
     fn hedge_after(&self) -> Duration {
-        let slowest = (0..self.replicas().len())
-            .filter(|replica| self.asked[*replica])
-            .map(|replica| self.shared.peers.latency(&self.replicas()[replica]))
-            .max();
-        HEDGE_MIN.max(slowest.unwrap_or_default() * HEDGE_FACTOR)
+        let asked = (0..self.replicas().len()).filter(|replica| self.asked[*replica]);
+        asked.map(|replica| patience(&self.shared, &self.replicas()[replica])).max().unwrap_or(PATIENCE_MIN)
     }
 
     /// Somebody is slow: one more is asked, or sent the winner.
@@ -436,16 +453,8 @@ impl ReadOp {
     /// Has the replicas that were not asked compared, and leaves what is still under way, and what is to be mended, to
     /// a task of its own.
     fn leave_to_background(self) {
-        if !self.unasked.is_empty() && self.shared.env.rng.chance(self.shared.settings.read_repair_chance) {
-            for replica in &self.unasked {
-                LateVersions::note(
-                    &self.shared,
-                    &self.replicas()[*replica],
-                    &self.key,
-                    self.repair.version(),
-                );
-            }
-        }
+        let unasked = self.unasked.iter().map(|replica| &self.replicas()[*replica]);
+        LateVersions::note(&self.shared, unasked, &self.key, self.repair.version());
         let replica_count = self.replicas().len();
         if self.steps.is_empty() && !(0..replica_count).any(|replica| self.repair.is_behind(replica)) {
             return;

@@ -15,6 +15,8 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
+
 use super::shared::{Shared, count};
 use super::{expiry, scan};
 use crate::engine::{Error, WriteBatch, Written};
@@ -86,21 +88,7 @@ impl Replica {
                 let Held { voting, record } = look_up(shared, &key).await?;
                 Ok(ReplicaResponse::Record { voting, record })
             }
-            ReplicaRequest::ReadVersions { keys } => {
-                let mut held = Vec::with_capacity(keys.len());
-                let mut voting = shared.standing.is_voting();
-                for key in keys {
-                    held.push(match look_up(shared, &key).await {
-                        Ok(Held { voting: then, record }) => {
-                            voting &= then;
-                            record.map_or(HeldVersion::Nothing, |it| HeldVersion::Version(it.version()))
-                        }
-                        Err(Refusal::Damaged) => HeldVersion::Damaged,
-                        Err(refusal) => return Err(refusal),
-                    });
-                }
-                Ok(ReplicaResponse::Versions { voting, held })
-            }
+            ReplicaRequest::ReadVersions { keys } => look_up_versions(shared, &keys).await,
             ReplicaRequest::Scan(request) => {
                 scan::serve_page(shared, request).await.map(ReplicaResponse::Page)
             }
@@ -138,6 +126,35 @@ pub(super) async fn look_up(shared: &Shared, key: &Key) -> Result<Held, Refusal>
     let record = shared.store.get(key).await.map_err(|error| damage(shared, key, &error))?;
     let record = expiry::as_of_now(shared, record).await;
     Ok(Held { voting: voting && shared.standing.is_voting(), record })
+}
+
+/// [`look_up`] for who does not wait: `None` where it would have to.
+pub(super) fn look_up_at_once(shared: &Shared, key: &Key) -> Option<Result<Held, Refusal>> {
+    let voting = shared.standing.is_voting();
+    Some(match shared.store.try_get(key)? {
+        Ok(record) => Ok(Held { voting, record: expiry::at_once(shared, record)? }),
+        Err(error) => Err(damage(shared, key, &error)),
+    })
+}
+
+/// Looks up the versions of many keys: what is in memory on the spot, the rest side by side.
+async fn look_up_versions(shared: &Shared, keys: &[Key]) -> Result<ReplicaResponse, Refusal> {
+    let mut found: Vec<_> = keys.iter().map(|key| look_up_at_once(shared, key)).collect();
+    let waiting = found.iter_mut().zip(keys).filter(|(found, _)| found.is_none());
+    join_all(waiting.map(async |(found, key)| *found = Some(look_up(shared, key).await))).await;
+    let mut voting = shared.standing.is_voting();
+    let mut held = Vec::with_capacity(keys.len());
+    for found in found.into_iter().flatten() {
+        held.push(match found {
+            Ok(Held { voting: then, record }) => {
+                voting &= then;
+                record.map_or(HeldVersion::Nothing, |record| HeldVersion::Version(record.version()))
+            }
+            Err(Refusal::Damaged) => HeldVersion::Damaged,
+            Err(refusal) => return Err(refusal),
+        });
+    }
+    Ok(ReplicaResponse::Versions { voting, held })
 }
 
 /// Logs that a read failed here, and says so.

@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -23,6 +24,7 @@ use super::api::{NotSent, ReplicationStats};
 use super::checkpoint::{CheckpointError, Checkpoints};
 use super::hot_keys::HotKeys;
 use super::late_versions::LateVersions;
+use super::quick_read::QuickReads;
 use super::{LocalStore, Peers, StandingCell};
 use crate::cluster::{Ring, Token};
 use crate::env::{Env, Rng};
@@ -168,6 +170,8 @@ pub struct Shared {
     pub repairs: Arc<Semaphore>,
     /// What reads found, to be compared with the replicas that they did not ask.
     pub(super) late_versions: LateVersions,
+    /// What reads of this turn of the runtime want to know of other replicas.
+    pub(super) quick_reads: QuickReads,
     /// What clients of this node ask for most.
     pub hot_keys: HotKeys,
     load: OnceLock<Arc<dyn LoadSource>>,
@@ -176,6 +180,9 @@ pub struct Shared {
     inflight_bytes: AtomicUsize,
     clock_watch: ClockWatch,
 }
+
+/// Something for each replica of a key; no memory of its own while there are as few as there usually are.
+pub type PerReplica<T> = SmallVec<[T; 5]>;
 
 /// What is expected of a replica before it is asked; the best last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -271,7 +278,7 @@ impl Shared {
         let counters = peers.counters().clone();
         // Not drawn from the world's chance: which keys are looked at decides nothing.
         let others = ring.membership().members().iter().map(|member| &member.id).filter(|node| **node != own);
-        let late_versions = LateVersions::new(others);
+        let (late_versions, quick_reads) = (LateVersions::new(others.clone()), QuickReads::new(others));
         let hot_keys_rng = Rng::from_seed(Token::of(own.as_str().as_bytes()).0);
         Arc::new(Self {
             own,
@@ -289,6 +296,7 @@ impl Shared {
             counters,
             repairs: Arc::new(Semaphore::new(Self::REPAIRS_MAX)),
             late_versions,
+            quick_reads,
             hot_keys: HotKeys::new(hot_keys_rng),
             load: OnceLock::new(),
             checkpoints: OnceLock::new(),
@@ -341,9 +349,9 @@ impl Shared {
         Ok(permit)
     }
 
-    /// What is expected of each of these nodes, at one moment.
-    pub fn outlooks(&self, nodes: &[NodeId]) -> Vec<Outlook> {
-        let beliefs = self.detector.beliefs(nodes).into_iter();
+    /// What is expected of each of these nodes now.
+    pub fn outlooks(&self, nodes: &[NodeId], now: Instant) -> PerReplica<Outlook> {
+        let beliefs = self.detector.beliefs(nodes, now).into_iter();
         let outlook = |(node, (liveness, votes)): (&NodeId, (Liveness, bool))| {
             if *node == self.own {
                 return if self.standing.is_voting() { Outlook::Counts } else { Outlook::MayAnswer };

@@ -27,7 +27,7 @@ use super::api::{WriteError, WriteReceipt};
 use super::peers::Failure;
 use super::quorum::{QuorumMode, QuorumTracker, Reply, Verdict};
 use super::replica::{Applied, apply, restamp};
-use super::shared::{InflightPermit, Outlook, Shared, count};
+use super::shared::{InflightPermit, Outlook, PerReplica, Shared, count};
 use crate::cluster::RangeId;
 use crate::engine::Written;
 use crate::env::Mistake;
@@ -43,7 +43,7 @@ pub(super) struct WriteOp {
     /// A range whose replicas all of the items have.
     pub range: RangeId,
     /// What is expected of its replicas, in their order.
-    pub outlooks: Vec<Outlook>,
+    pub outlooks: PerReplica<Outlook>,
     /// What to write: at least one item, timestamps rising.
     pub items: Vec<(Key, Record)>,
     /// W.

@@ -13,6 +13,9 @@
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
+/// How long a large page is, and a multiple of what it begins at.
+pub(super) const LARGE_PAGE: usize = 2 << 20;
+
 /// Memory that is handed out in pieces and given back all at once.
 ///
 /// Invariants: `next..end` lies in the last block; every piece lies in one block and is handed out once.
@@ -36,7 +39,7 @@ impl Arena {
     pub const ALIGN: usize = 8;
     /// The first block is small, so that an idle engine weighs little; each further one doubles, up to the last.
     const BLOCK_MIN: usize = 4 << 10;
-    const BLOCK_MAX: usize = 2 << 20;
+    const BLOCK_MAX: usize = LARGE_PAGE;
 
     /// Makes an arena that holds no memory yet.
     pub fn new() -> Self {
@@ -69,13 +72,12 @@ impl Arena {
     fn grow(&mut self, len: usize) {
         let doubled = Self::BLOCK_MIN << self.blocks.len().min(9);
         let size = doubled.min(Self::BLOCK_MAX).max(len);
-        // A large page is as long as the largest block, and begins at a multiple of that.
-        let align = if size >= Self::BLOCK_MAX { Self::BLOCK_MAX } else { Self::ALIGN };
+        let align = if size >= LARGE_PAGE { LARGE_PAGE } else { Self::ALIGN };
         let layout = Layout::from_size_align(size, align).expect("a record is far smaller than memory");
         // SAFETY: `size >= len >= ALIGN > 0`.
         let block = unsafe { alloc(layout) };
         let Some(block) = NonNull::new(block) else { handle_alloc_error(layout) };
-        if size >= Self::BLOCK_MAX {
+        if size >= LARGE_PAGE {
             ask_for_large_pages(block, size);
         }
         self.blocks.push((block, layout));
@@ -84,9 +86,10 @@ impl Arena {
     }
 }
 
-/// Asks for pages of 2 MiB where there are such: a search in a skiplist jumps all over the arena, and with pages of 4 KiB
-/// it waits as often for their addresses as for their contents. A kernel that refuses changes nothing but speed.
-fn ask_for_large_pages(block: NonNull<u8>, len: usize) {
+/// Asks for large pages where there are such: a search in a skiplist jumps all over the arena, a hash all over the index,
+/// and with pages of 4 KiB it waits as often for their addresses as for their contents. A kernel that refuses changes
+/// nothing but speed.
+pub(super) fn ask_for_large_pages(block: NonNull<u8>, len: usize) {
     #[cfg(all(target_os = "linux", not(miri)))]
     {
         // SAFETY: the block is ours, whole, and the advice changes no byte of it.

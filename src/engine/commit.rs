@@ -300,7 +300,8 @@ impl Shared {
                 log.last = Opening { previous: writer.number(), previous_end: writer.written() };
             }
         }
-        let fresh = Arc::new(Memtable::new(self.versions.new_file_number(), self.env.rng.u64()));
+        let (number, size) = (self.versions.new_file_number(), self.options.memtable_size);
+        let fresh = Arc::new(Memtable::new(number, size, self.env.rng.u64()));
         {
             let _background = self.background.lock(); // the other one who changes `memory`
             let memory = self.memory.load();

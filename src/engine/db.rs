@@ -15,6 +15,7 @@ use super::commit_queue::CommitQueue;
 use super::iter::{InternalIterator, MergingIterator, VisibleIterator};
 use super::memtable::Memtable;
 use super::recovery::{self, Recovered};
+use super::sst::bloom;
 use super::sync_times::SyncCounter;
 use super::version::{Opened, VersionSet};
 use super::wal;
@@ -122,11 +123,11 @@ impl Engine {
         })?;
         let (versions, opened) = VersionSet::open(env, dir, &options)?;
         let recovered = recovery::recover(env, dir, opened.log_number, &options, env.rng.u64())?;
-        let active = Arc::new(Memtable::new(versions.new_file_number(), env.rng.u64()));
+        let active = Memtable::new(versions.new_file_number(), options.memtable_size, env.rng.u64());
         let shared = Arc::new(Shared {
             queue: CommitQueue::new(options.queue_bytes_max, options.wal_batch_max),
             log: Mutex::default(),
-            memory: ArcSwap::from_pointee(Memory { active, sealed: Vec::new() }),
+            memory: ArcSwap::from_pointee(Memory { active: Arc::new(active), sealed: Vec::new() }),
             background: Mutex::default(),
             health: Health::default(),
             counters: Counters::default(),
@@ -147,8 +148,9 @@ impl Engine {
     /// `Corruption` when a table that may hold the key is damaged; `Io`; `Closed`.
     pub fn get(&self, key: &Key) -> Result<Option<Record>, Error> {
         self.check_open()?;
-        let in_memory = self.shared.get_in_memory(key.as_bytes());
-        let in_tables = self.shared.versions.current().get(key.as_bytes(), in_memory.as_ref())?;
+        let hash = bloom::hash(key.as_bytes());
+        let in_memory = self.shared.get_in_memory(key.as_bytes(), hash);
+        let in_tables = self.shared.versions.current().get(key.as_bytes(), hash, in_memory.as_ref())?;
         Ok(in_tables.or(in_memory))
     }
 
@@ -157,8 +159,9 @@ impl Engine {
         if let Err(closed) = self.check_open() {
             return Some(Err(closed));
         }
-        let in_memory = self.shared.get_in_memory(key.as_bytes());
-        let in_tables = self.shared.versions.current().try_get(key.as_bytes(), in_memory.as_ref())?;
+        let hash = bloom::hash(key.as_bytes());
+        let in_memory = self.shared.get_in_memory(key.as_bytes(), hash);
+        let in_tables = self.shared.versions.current().try_get(key.as_bytes(), hash, in_memory.as_ref())?;
         Some(in_tables.map(|found| found.or(in_memory)))
     }
 
@@ -319,13 +322,13 @@ impl Engine {
 
 impl Shared {
     /// The newest record of a key in memory. A memtable whose newest timestamp lies below what was found is skipped.
-    fn get_in_memory(&self, key: &[u8]) -> Option<Record> {
+    fn get_in_memory(&self, key: &[u8], hash: u64) -> Option<Record> {
         let mut found: Option<Record> = None;
         for memtable in self.memory.load().tables() {
             if found.as_ref().is_some_and(|found| found.timestamp() > memtable.newest()) {
                 continue;
             }
-            if let Some(record) = memtable.get(key)
+            if let Some(record) = memtable.get(key, hash)
                 && found.as_ref().is_none_or(|found| record.supersedes(found))
             {
                 found = Some(record);

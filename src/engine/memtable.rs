@@ -31,10 +31,10 @@ pub struct Memtable {
 }
 
 impl Memtable {
-    /// An empty one, backed by the log of this number.
-    pub fn new(log_number: u64, seed: u64) -> Self {
+    /// An empty one for about `size` bytes, backed by the log of this number.
+    pub fn new(log_number: u64, size: usize, seed: u64) -> Self {
         Self {
-            list: Arc::new(SkipList::new(seed)),
+            list: Arc::new(SkipList::new(size, seed)),
             log_number,
             newest: AtomicU64::new(0),
             oldest: AtomicU64::new(u64::MAX),
@@ -53,9 +53,9 @@ impl Memtable {
         self.list.insert(&EntryRef::of(key.as_bytes(), record)).overtaken_by
     }
 
-    /// The newest record of a key here, tombstones too.
-    pub fn get(&self, key: &[u8]) -> Option<Record> {
-        self.list.get(key).map(|entry| entry.to_record())
+    /// The newest record of a key here, tombstones too; `hash` is [`super::sst::bloom::hash`] of the key.
+    pub fn get(&self, key: &[u8], hash: u64) -> Option<Record> {
+        self.list.get(key, hash).map(|entry| entry.to_record())
     }
 
     /// Walks all entries, older records of a key too.
@@ -78,7 +78,7 @@ impl Memtable {
         (!self.is_empty()).then(|| Timestamp::from_u64(self.oldest.load(Ordering::Relaxed)))
     }
 
-    /// Bytes it takes in memory.
+    /// Bytes that its entries take in memory: what it is sealed by.
     pub fn bytes(&self) -> usize {
         self.list.bytes()
     }
@@ -129,6 +129,7 @@ impl InternalIterator for MemtableIterator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::sst::bloom::hash;
     use crate::types::Value;
 
     fn key(text: &'static str) -> Key {
@@ -141,18 +142,19 @@ mod tests {
 
     #[test]
     fn a_late_older_record_changes_no_answer() {
-        let memtable = Memtable::new(1, 1);
+        let memtable = Memtable::new(1, 64 << 20, 1);
         assert_eq!(memtable.insert(&key("k"), &Record::tombstone(at(9))), None);
         assert_eq!(memtable.insert(&key("k"), &Record::value(at(4), Value::new("old"))), Some(at(9)));
-        assert_eq!(memtable.get(b"k"), Some(Record::tombstone(at(9))));
+        assert_eq!(memtable.get(b"k", hash(b"k")), Some(Record::tombstone(at(9))));
         assert_eq!((memtable.newest(), memtable.oldest()), (at(9), Some(at(4))));
     }
 
     #[test]
     fn a_new_memtable_holds_nothing_and_weighs_next_to_nothing() {
-        let memtable = Memtable::new(1, 1);
+        let memtable = Memtable::new(1, 64 << 20, 1);
         assert!(memtable.is_empty());
-        assert_eq!((memtable.get(b"k"), memtable.oldest(), memtable.newest()), (None, None, Timestamp::ZERO));
+        assert_eq!(memtable.get(b"k", hash(b"k")), None);
+        assert_eq!((memtable.oldest(), memtable.newest()), (None, Timestamp::ZERO));
         assert!(memtable.bytes() < 256);
     }
 }

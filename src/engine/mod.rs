@@ -43,7 +43,7 @@
 //! checksum (`verify`), and looked at file by file (`files`).
 //!
 //! Where to read on: `db` (the handle), `commit` (the write path), `recovery`, `background` (flush and compaction),
-//! `wal`, `skiplist`; then `sst`, `version`, `compact`. Source of the shape: google/leveldb `doc/impl.md`.
+//! `wal`, `skiplist`, `key_index`; then `sst`, `version`, `compact`. Source of the shape: google/leveldb `doc/impl.md`.
 
 mod arena;
 mod background;
@@ -56,6 +56,7 @@ mod error;
 pub mod files;
 pub mod internal_key;
 pub mod iter;
+mod key_index;
 mod memtable;
 mod options;
 pub mod read_only;
@@ -142,7 +143,7 @@ pub struct EngineStats {
     pub level_files: [usize; 7],
     /// Bytes in each level.
     pub level_bytes: [u64; 7],
-    /// Bytes in the active memtable and in the sealed ones.
+    /// Bytes of the entries in the active memtable and in the sealed ones; their indexes come on top.
     pub memtable_bytes: usize,
     /// Sealed memtables waiting for their flush.
     pub memtables_sealed: usize,

@@ -55,7 +55,7 @@ pub fn recover(
 ) -> Result<Recovered, Error> {
     let logs = list_logs(env, dir)?;
     let mut recovered = Recovered {
-        memtable: Memtable::new(log_number, seed),
+        memtable: Memtable::new(log_number, options.memtable_size, seed),
         frames: 0,
         newest: Timestamp::ZERO,
         damage: Vec::new(),

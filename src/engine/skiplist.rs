@@ -5,7 +5,10 @@
 //! level 1   head ──────────► a@9 ───────────────► b@3 ──────► c@7 ──► end
 //! level 0   head ──► a@12 ─► a@9 ──► b@5(tomb) ─► b@3 ──────► c@7 ──► end
 //!
-//! a cell    timestamp u64 │ value_len u32 │ key_len u16 │ height u8 │ kind u8 │ tower: height pointers │ key │ value
+//! by hash   bucket ──► b@5(tomb) ──► a@12 ──► end      (`key_index`: of each key the first cell)
+//!
+//! a cell    timestamp u64 │ value_len u32 │ key_len u16 │ height u8 │ kind u8 │ next in bucket: pointer
+//!           │ tower: height pointers │ key │ value
 //!           of a typed value: length of the type in a byte │ type │ value, value_len bytes together;
 //!           of one with an expiry that comes first (`internal_key`), and counts too
 //! ```
@@ -18,6 +21,11 @@
 //! reader that follows links with `Acquire` loads therefore sees whole cells, and needs no lock. The upper
 //! levels are shortcuts: a reader that misses one only walks further. Inserts exclude each other by a lock.
 //!
+//! A search here waits for memory a dozen times and more; a get finds its cell by the key's hash instead and waits two or
+//! three times. A new first cell of a key takes the place of the one before in its chain, which keeps its own link for
+//! whoever stands on it. A get answers as if it had searched level 0: while a key is between the list and the index, and
+//! where a chain is so long that somebody must have chosen the keys, it does search.
+//!
 //! Source: Pugh, "Skip Lists" (1990); google/leveldb `db/skiplist.h`.
 #![allow(unsafe_code)] // lock-free reading of memory that one writer extends
 #![allow(clippy::cast_ptr_alignment)] // the arena aligns every piece for a cell, and a cell's header its tower
@@ -26,7 +34,7 @@ use std::cmp::Ordering as Order;
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _};
@@ -35,12 +43,16 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 use super::arena::Arena;
 use super::internal_key::{EXPIRY_LEN, Kind, Stored};
 use super::iter::EntryRef;
+use super::key_index::KeyIndex;
+use super::sst::bloom;
 use crate::types::{Record, Timestamp};
 
 /// Enough for 4^12 entries, which is more than a memtable holds.
 const HEIGHT_MAX: usize = 12;
 /// One cell in this many reaches the next level.
 const BRANCHING: u64 = 4;
+/// A chain is walked this far. Those of a memtable's keys have one to three cells.
+const CHAIN_MAX: usize = 32;
 
 /// What precedes tower, key and value in the arena.
 #[repr(C)]
@@ -50,6 +62,8 @@ struct Cell {
     key_len: u16,
     height: u8,
     kind: u8,
+    /// Changes only until the cell is in its chain, and when the cell behind it gives way to a newer one.
+    next_in_bucket: AtomicPtr<Cell>,
 }
 
 const HEADER: usize = size_of::<Cell>();
@@ -60,10 +74,15 @@ const _: () = assert!(Arena::ALIGN >= align_of::<AtomicPtr<Cell>>());
 /// Sorted entries that only grow in number.
 ///
 /// Invariants: level 0 links every cell in the order of [`EntryRef::order`]; a level links a subset of the one below; no two
-/// cells are equal; every pointer leads into `writer.arena`, which lives as long as the list.
+/// cells are equal; every pointer leads into `writer.arena`, which lives as long as the list. The first cell of every key at
+/// level 0 is in the chain of its hash, before any other of that key there, unless `inserting` is that hash.
 pub struct SkipList {
     /// A cell before all others, without key or value, as high as can be.
     head: AtomicPtr<Cell>,
+    index: KeyIndex<Cell>,
+    /// The hash of the key whose new first cell is on its way into list and index; zero at other times,
+    /// so that a key of that hash is always searched for.
+    inserting: AtomicU64,
     /// The highest tower so far. Relaxed: a stale one only makes a reader walk further.
     height: AtomicUsize,
     /// How many entries there are. Relaxed: a figure.
@@ -89,12 +108,15 @@ pub struct Inserted {
 }
 
 impl SkipList {
-    /// Makes an empty list. The seed decides the towers' heights, and nothing that can be seen from outside.
-    pub fn new(seed: u64) -> Self {
+    /// Makes an empty list for about `size` bytes, though it takes any number of them. The seed decides the towers'
+    /// heights, and nothing that can be seen from outside.
+    pub fn new(size: usize, seed: u64) -> Self {
         let mut arena = Arena::new();
         let head = new_cell(&mut arena, &EntryRef::of(&[], &Record::tombstone(Timestamp::MAX)), HEIGHT_MAX);
         Self {
             head: AtomicPtr::new(head),
+            index: KeyIndex::new(size),
+            inserting: AtomicU64::new(0),
             height: AtomicUsize::new(1),
             len: AtomicUsize::new(0),
             used: AtomicUsize::new(arena.used()),
@@ -107,18 +129,34 @@ impl SkipList {
     /// # Panics
     /// If the key has more than `u16::MAX` or the value more than `u32::MAX` bytes.
     pub fn insert(&self, entry: &EntryRef<'_>) -> Inserted {
+        let hash = bloom::hash(entry.key);
+        prefetch(self.index.bucket(hash));
         let mut writer = self.writer.lock();
         let mut before = [self.head(); HEIGHT_MAX];
         let next = self.find(|cell| cell.order(entry) == Order::Less, &mut before);
         // SAFETY: `find` returns null or a cell of this list.
-        let is_new = unsafe { entry_of(next) }.is_none_or(|found| found.order(entry) != Order::Equal);
+        let next_entry = unsafe { entry_of(next) };
+        let is_new = next_entry.is_none_or(|found| found.order(entry) != Order::Equal);
+        // SAFETY: `find` leaves the head, which is no entry, or a cell of this list.
+        let previous = unsafe { entry_of(before[0]) }.filter(|_| before[0] != self.head());
+        let is_first = previous.is_none_or(|found| found.key != entry.key);
         if is_new {
             let height = random_height(&mut writer.rng);
             let cell = new_cell(&mut writer.arena, entry, height);
-            self.link(cell, height, &before);
+            if is_first {
+                let replaces = next_entry.is_some_and(|found| found.key == entry.key);
+                // Both release: whoever reads a later one finds in the index what was inserted before.
+                self.inserting.store(hash, Ordering::Release);
+                self.link(cell, height, &before);
+                self.chain(cell, entry.key, hash, replaces);
+                self.inserting.store(0, Ordering::Release);
+            } else {
+                self.link(cell, height, &before);
+            }
             self.used.store(writer.arena.used(), Ordering::Relaxed);
         }
-        Inserted { is_new, overtaken_by: self.overtaken_by(before[0], entry.key) }
+        let newest = if is_first { None } else { self.get(entry.key, hash) };
+        Inserted { is_new, overtaken_by: newest.map(|found| found.timestamp) }
     }
 
     /// Links a complete cell behind its predecessors, from the bottom, so that whoever finds it finds all below.
@@ -138,22 +176,43 @@ impl SkipList {
         self.len.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The timestamp of the newest entry of `key`, if `previous`, the cell before the place in question, is of `key`.
-    fn overtaken_by(&self, previous: *mut Cell, key: &[u8]) -> Option<Timestamp> {
-        if previous == self.head() {
-            return None;
-        }
-        // SAFETY: a cell of this list.
-        let winner = unsafe { entry_of(previous) }.filter(|found| found.key == key)?;
-        let first = self.first_of(key);
-        // SAFETY: a cell of this list, or null.
-        Some(unsafe { entry_of(first) }.map_or(winner.timestamp, |found| found.timestamp))
+    /// Puts a cell, the first of its key, into the chain of its hash: where the one it `replaces` was, or in front. If
+    /// that one is too far behind to be found, it stays where it is, hidden.
+    fn chain(&self, cell: *mut Cell, key: &[u8], hash: u64, replaces: bool) {
+        let found = if replaces { self.find_in_chain(key, hash) } else { None };
+        // SAFETY: null or a cell of this list.
+        let replaced = found.and_then(|(link, old)| Some((link, unsafe { old.as_ref() }?)));
+        let bucket = self.index.bucket(hash);
+        let (link, next) = replaced.map_or((bucket, bucket), |(link, old)| (link, &old.next_in_bucket));
+        // SAFETY: a cell of this list, in no chain yet.
+        unsafe { &(*cell).next_in_bucket }.store(next.load(Ordering::Relaxed), Ordering::Relaxed);
+        link.store(cell, Ordering::Release);
     }
 
-    /// The newest entry of `key`.
-    pub fn get(&self, key: &[u8]) -> Option<EntryRef<'_>> {
+    /// The first cell of `key` in the chain of its hash and the link that leads there, or the null at the chain's end;
+    /// nothing if the chain is too long to tell.
+    fn find_in_chain(&self, key: &[u8], hash: u64) -> Option<(&AtomicPtr<Cell>, *mut Cell)> {
+        let mut link = self.index.bucket(hash);
+        for _ in 0..CHAIN_MAX {
+            let cell = link.load(Ordering::Acquire);
+            // SAFETY: a cell of this list, or null; it is complete before it is linked.
+            if unsafe { entry_of(cell) }.is_none_or(|entry| entry.key == key) {
+                return Some((link, cell));
+            }
+            // SAFETY: as above, and not null; cells live as long as the list.
+            link = unsafe { &(*cell).next_in_bucket };
+        }
+        None
+    }
+
+    /// The newest entry of `key`; `hash` is [`bloom::hash`] of it.
+    pub fn get(&self, key: &[u8], hash: u64) -> Option<EntryRef<'_>> {
+        // Whoever has met a cell at level 0 finds this set, or the cell in the index.
+        let is_between = self.inserting.load(Ordering::Acquire) == hash;
+        let found = if is_between { None } else { self.find_in_chain(key, hash) };
+        let cell = found.map_or_else(|| self.first_of(key), |(_, cell)| cell);
         // SAFETY: a cell of this list, or null; the list outlives the borrow.
-        unsafe { entry_of(self.first_of(key)) }.filter(|found| found.key == key)
+        unsafe { entry_of(cell) }.filter(|found| found.key == key)
     }
 
     /// How many entries there are.
@@ -166,7 +225,7 @@ impl SkipList {
         self.len() == 0
     }
 
-    /// Bytes it takes in memory.
+    /// Bytes that the cells take in memory. The index, whose size is fixed, comes on top.
     pub fn bytes(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -283,6 +342,7 @@ fn new_cell(arena: &mut Arena, entry: &EntryRef<'_>, height: usize) -> *mut Cell
         key_len: u16::try_from(entry.key.len()).expect("a key is at most Key::MAX_INTERNAL_LEN bytes long"),
         height: height as u8,
         kind: entry.kind() as u8,
+        next_in_bucket: AtomicPtr::new(ptr::null_mut()),
     };
     let tower_end = HEADER + height * LINK;
     let cell = arena.allocate(tower_end + entry.key.len() + entry.stored_len()).as_ptr();
@@ -318,16 +378,16 @@ unsafe fn link_of<'a>(cell: *mut Cell, level: usize) -> &'a AtomicPtr<Cell> {
     unsafe { &*cell.cast::<u8>().add(HEADER + level * LINK).cast::<AtomicPtr<Cell>>() }
 }
 
-/// Has the processor fetch a cell that may be looked at soon: a search spends its time waiting for memory.
-fn prefetch(cell: *const Cell) {
+/// Has the processor fetch what may be looked at soon: a search spends its time waiting for memory.
+fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint; it reads nothing, and no address is wrong for it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(cell.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = cell;
+    let _ = at;
 }
 
 /// The entry of a cell; nothing for null.
@@ -339,9 +399,9 @@ unsafe fn entry_of<'a>(cell: *mut Cell) -> Option<EntryRef<'a>> {
     if cell.is_null() {
         return None;
     }
-    // SAFETY: by the contract, header, key and value are there, complete, and never change again.
+    // SAFETY: by the contract, header, key and value are there, complete, and never change again but for links.
     unsafe {
-        let header = cell.read();
+        let header = &*cell;
         let key_at = cell.cast::<u8>().add(HEADER + usize::from(header.height) * LINK).cast_const();
         let key = std::slice::from_raw_parts(key_at, usize::from(header.key_len));
         let stored = std::slice::from_raw_parts(key_at.add(key.len()), header.value_len as usize);
@@ -358,6 +418,8 @@ unsafe fn entry_of<'a>(cell: *mut Cell) -> Option<EntryRef<'a>> {
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+
     use super::*;
     use crate::types::{ContentType, Expiry, Value};
 
@@ -369,6 +431,13 @@ mod tests {
             content_type: None,
             expires_at: None,
         }
+    }
+
+    /// Bytes of an index with a few buckets.
+    const SIZE: usize = 1 << 10;
+
+    fn get<'a>(list: &'a SkipList, key: &[u8]) -> Option<EntryRef<'a>> {
+        list.get(key, bloom::hash(key))
     }
 
     fn all(list: &Arc<SkipList>) -> Vec<(Vec<u8>, u64, Option<Vec<u8>>)> {
@@ -384,7 +453,7 @@ mod tests {
 
     #[test]
     fn entries_stand_in_key_order_and_of_one_key_the_winner_first() {
-        let list = Arc::new(SkipList::new(1));
+        let list = Arc::new(SkipList::new(SIZE, 1));
         for e in [
             entry("b", 5, Some("x")),
             entry("a", 9, Some("x")),
@@ -406,14 +475,14 @@ mod tests {
                 (b"b".to_vec(), 5, text("x")),
             ]
         );
-        assert_eq!(list.get(b"b").unwrap().value, None);
-        assert!(list.get(b"c").is_none());
-        assert!(list.get(b"").is_none());
+        assert_eq!(get(&list, b"b").unwrap().value, None);
+        assert!(get(&list, b"c").is_none());
+        assert!(get(&list, b"").is_none());
     }
 
     #[test]
     fn an_insert_reports_the_newest_record_that_overtook_it() {
-        let list = SkipList::new(1);
+        let list = SkipList::new(SIZE, 1);
         let newest = |e: EntryRef<'static>| list.insert(&e).overtaken_by.map(Timestamp::as_u64);
         assert_eq!(newest(entry("k", 5, Some("v"))), None);
         assert_eq!(newest(entry("k", 7, Some("v"))), None);
@@ -424,7 +493,7 @@ mod tests {
 
     #[test]
     fn the_same_entry_twice_is_kept_once() {
-        let list = Arc::new(SkipList::new(1));
+        let list = Arc::new(SkipList::new(SIZE, 1));
         assert!(list.insert(&entry("k", 5, Some("v"))).is_new);
         let bytes = list.bytes();
         assert!(!list.insert(&entry("k", 5, Some("v"))).is_new);
@@ -450,24 +519,25 @@ mod tests {
             records.extend([1, 2].map(|end| ended(end).expired()));
         }
         for a in &records {
-            let list = SkipList::new(1);
+            let list = SkipList::new(SIZE, 1);
             list.insert(&as_entry(a));
-            assert_eq!(list.get(b"k").map(|entry| entry.to_record()).as_ref(), Some(a));
+            assert_eq!(get(&list, b"k").map(|entry| entry.to_record()).as_ref(), Some(a));
             for b in &records {
                 assert_eq!(as_entry(a).order(&as_entry(b)), b.precedence(a), "{a:?} {b:?}");
             }
         }
     }
 
+    /// Half of the lists have a single bucket: its chain grows longer than a get will walk.
     #[test]
     fn the_list_equals_a_sorted_set_whatever_the_seed() {
         let rounds = if cfg!(miri) { 2 } else { 40 };
         for seed in 0..rounds {
             let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-            let list = Arc::new(SkipList::new(seed));
+            let list = Arc::new(SkipList::new(if seed % 2 == 0 { 0 } else { SIZE }, seed));
             let mut model = std::collections::BTreeSet::new();
             for _ in 0..if cfg!(miri) { 60 } else { 500 } {
-                let key = vec![b'a' + (rng.next_u64() % 5) as u8; (rng.next_u64() % 4) as usize];
+                let key = vec![b'a' + (rng.next_u64() % 20) as u8; (rng.next_u64() % 4) as usize];
                 let timestamp = rng.next_u64() % 20;
                 let value = (!rng.next_u64().is_multiple_of(3)).then(|| vec![(rng.next_u64() % 3) as u8; 2]);
                 let inserted = list.insert(&EntryRef {
@@ -477,12 +547,24 @@ mod tests {
                     content_type: None,
                     expires_at: None,
                 });
-                let order = (key, std::cmp::Reverse((timestamp, value.is_none(), value.clone())));
+                let order = (key.clone(), Reverse((timestamp, value.is_none(), value.clone())));
                 assert_eq!(inserted.is_new, model.insert(order), "seed {seed}");
+                let (_, Reverse(newest)) = model.iter().find(|(other, _)| *other == key).expect("inserted");
+                let is_overtaken = *newest != (timestamp, value.is_none(), value);
+                let newest = is_overtaken.then_some(Timestamp::from_u64(newest.0));
+                assert_eq!(inserted.overtaken_by, newest, "seed {seed}");
             }
-            let expected: Vec<_> =
-                model.into_iter().map(|(k, std::cmp::Reverse((t, _, v)))| (k, t, v)).collect();
+            let expected: Vec<_> = model.into_iter().map(|(k, Reverse((t, _, v)))| (k, t, v)).collect();
             assert_eq!(all(&list), expected, "seed {seed}");
+            for key in (b'`'..=b'u').flat_map(|letter| (0..=4).map(move |len| vec![letter; len])) {
+                let newest = expected.iter().find(|(other, ..)| *other == key);
+                let found = get(&list, &key);
+                assert_eq!(
+                    found.map(|found| (found.timestamp.as_u64(), found.value.map(<[u8]>::to_vec))),
+                    newest.map(|(_, timestamp, value)| (*timestamp, value.clone())),
+                    "seed {seed}, {key:?}"
+                );
+            }
         }
     }
 
@@ -492,7 +574,7 @@ mod tests {
     fn readers_beside_a_writer_see_whole_entries_in_order_and_all_that_was_announced() {
         #![allow(clippy::disallowed_methods)] // threads are what is tested here
         let (entries, walks) = if cfg!(miri) { (60, 3) } else { (20_000, 60) };
-        let list = Arc::new(SkipList::new(7));
+        let list = Arc::new(SkipList::new(SIZE, 7));
         let announced = Arc::new(AtomicUsize::new(0));
         let readers: Vec<_> = (0..2)
             .map(|_| {
@@ -525,6 +607,57 @@ mod tests {
         }
         for reader in readers {
             reader.join().unwrap();
+        }
+    }
+
+    /// One writer inserts rising numbers under a few keys in turn while readers ask for them by hash and by order: no answer
+    /// is older than the one before it, or than what was announced before it was asked for.
+    #[test]
+    fn readers_beside_a_writer_never_go_back_whether_they_get_or_seek() {
+        #![allow(clippy::disallowed_methods)] // threads are what is tested here
+        let (entries, keys) = if cfg!(miri) { (80, 40) } else { (60_000, 40) };
+        for size in [0, SIZE] {
+            let list = Arc::new(SkipList::new(size, 7));
+            let announced = Arc::new(AtomicU64::new(0));
+            let reader = {
+                let (list, announced) = (list.clone(), announced.clone());
+                move || {
+                    let mut cursor = SkipCursor::new(list.clone());
+                    let mut at_least = 0;
+                    while at_least < entries {
+                        at_least = announced.load(Ordering::Acquire);
+                        // The key that comes next, which has been announced unless it is its first time.
+                        let key = (at_least % keys).to_be_bytes();
+                        let mut seen = at_least.checked_sub(keys).map(|number| number + 1);
+                        for ask in 0..6 {
+                            let found = if ask % 2 == 0 {
+                                get(&list, &key)
+                            } else {
+                                cursor.seek(&key);
+                                cursor.current().filter(|found| found.key == key)
+                            };
+                            let found = found.map(|found| found.timestamp.as_u64());
+                            assert!(found >= seen, "{found:?} after {seen:?}, in {size} bytes");
+                            seen = found;
+                        }
+                    }
+                }
+            };
+            let readers = [reader.clone(), reader].map(std::thread::spawn);
+            for number in 0..entries {
+                let key = (number % keys).to_be_bytes();
+                list.insert(&EntryRef {
+                    key: &key,
+                    timestamp: Timestamp::from_u64(number + 1),
+                    value: None,
+                    content_type: None,
+                    expires_at: None,
+                });
+                announced.store(number + 1, Ordering::Release);
+            }
+            for reader in readers {
+                reader.join().unwrap();
+            }
         }
     }
 }

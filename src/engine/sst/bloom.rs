@@ -24,7 +24,7 @@ pub struct BloomFilter {
     filter: Filter,
 }
 
-/// What a filter knows of a user key.
+/// What filters, and the indexes of memtables, know of a user key.
 pub fn hash(user_key: &[u8]) -> u64 {
     xxh3_64(user_key)
 }

@@ -28,7 +28,7 @@ use super::Error;
 use super::compact::picker::{self, Limits};
 use super::iter::InternalIterator;
 use super::sst::reader::{Lookup, Patience};
-use super::sst::{SstReader, TableIterator, bloom};
+use super::sst::{SstReader, TableIterator};
 use crate::types::{KeyRange, Record, Timestamp};
 
 /// How many levels there are.
@@ -102,12 +102,18 @@ impl Version {
         Some(Self { levels, limits: self.limits })
     }
 
-    /// Returns the newest record of a key in the tables, if it supersedes `newest_so_far`; `None` otherwise.
+    /// Returns the newest record of a key in the tables, if it supersedes `newest_so_far`; `None` otherwise. `hash` is
+    /// [`super::sst::bloom::hash`] of the key.
     ///
     /// # Errors
     /// `Corruption` if a table that may hold it is damaged there: another replica must be asked.
-    pub fn get(&self, user_key: &[u8], newest_so_far: Option<&Record>) -> Result<Option<Record>, Error> {
-        match self.find(user_key, newest_so_far, Patience::Disk)? {
+    pub fn get(
+        &self,
+        user_key: &[u8],
+        hash: u64,
+        newest_so_far: Option<&Record>,
+    ) -> Result<Option<Record>, Error> {
+        match self.find(user_key, hash, newest_so_far, Patience::Disk)? {
             Lookup::Found(record) => Ok(Some(record)),
             Lookup::Absent => Ok(None),
             Lookup::NotInMemory => unreachable!("a lookup that may read the disk does not give up"),
@@ -118,9 +124,10 @@ impl Version {
     pub fn try_get(
         &self,
         user_key: &[u8],
+        hash: u64,
         newest_so_far: Option<&Record>,
     ) -> Option<Result<Option<Record>, Error>> {
-        match self.find(user_key, newest_so_far, Patience::MemoryOnly) {
+        match self.find(user_key, hash, newest_so_far, Patience::MemoryOnly) {
             Ok(Lookup::Found(record)) => Some(Ok(Some(record))),
             Ok(Lookup::Absent) => Some(Ok(None)),
             Ok(Lookup::NotInMemory) => None,
@@ -132,10 +139,10 @@ impl Version {
     fn find(
         &self,
         user_key: &[u8],
+        hash: u64,
         newest_so_far: Option<&Record>,
         patience: Patience,
     ) -> Result<Lookup, Error> {
-        let hash = bloom::hash(user_key);
         let [l0, deeper @ ..] = &self.levels;
         let in_l0 = l0.iter().filter(|table| table.meta().covers(user_key));
         let below = deeper.iter().filter_map(|tables| table_of(tables, user_key));

@@ -4,6 +4,7 @@ use super::*;
 use crate::engine::Horizon;
 use crate::engine::iter::model::{Entry, ModelIterator, any_entries, check, drain, newest};
 use crate::engine::iter::{MergingIterator, VisibleIterator};
+use crate::engine::sst::bloom::hash;
 use crate::env::vfs_fault::{FaultVfs, Lasting, Op};
 use crate::env::vfs_mem::MemVfs;
 use crate::env::{Rng, Vfs, at_full_speed};
@@ -126,15 +127,15 @@ proptest! {
             let version = set.current();
             let expected = newest(&all);
             for (key, record) in &expected {
-                let found = version.get(key, None).unwrap();
+                let found = version.get(key, hash(key), None).unwrap();
                 prop_assert_eq!(found.as_ref(), Some(record));
-                prop_assert_eq!(version.get(key, Some(record)).unwrap(), None, "nothing supersedes it");
-                let in_memory = version.try_get(key, None).expect("its block was just read").unwrap();
+                prop_assert_eq!(version.get(key, hash(key), Some(record)).unwrap(), None, "nothing supersedes it");
+                let in_memory = version.try_get(key, hash(key), None).expect("its block was just read").unwrap();
                 prop_assert_eq!(in_memory.as_ref(), Some(record));
             }
             let is_absent = |key: &[u8]| expected.iter().all(|(other, _)| other != key);
             for (key, _) in probes.iter().filter(|(key, _)| is_absent(key)) {
-                prop_assert_eq!(version.get(key, None).unwrap(), None);
+                prop_assert_eq!(version.get(key, hash(key), None).unwrap(), None);
             }
             let range = KeyRange { start: start.clone().map(Into::into), end: None };
             let in_range: Vec<_> = expected.into_iter().filter(|(key, _)| range.contains(key)).collect();
@@ -233,9 +234,13 @@ fn a_compaction_that_meets_a_corrupt_block_stops_and_is_not_picked_again() {
     assert_eq!(files(&disk, ".sst"), before, "inputs stay, outputs go");
     assert!(set.pick().is_none_or(|next| next.plan.inputs.iter().all(|(_, table)| !table.is_damaged())));
     let version = set.current();
-    assert!(is_corruption(version.get(b"a", None)));
+    assert!(is_corruption(version.get(b"a", hash(b"a"), None)));
     let newer = Record::tombstone(Timestamp::from_u64(3));
-    assert_eq!(version.get(b"a", Some(&newer)).unwrap(), None, "a newer record rules damaged tables out");
+    assert_eq!(
+        version.get(b"a", hash(b"a"), Some(&newer)).unwrap(),
+        None,
+        "a newer record rules damaged tables out"
+    );
     // What is not damaged is still compacted.
     flush(&set, &[entry("z", 1, Some("x"))], 0).unwrap();
     compact(&set).unwrap();
@@ -258,7 +263,7 @@ fn damage_below_does_not_let_l0_fill_up() {
         assert!(set.current().l0_files() <= small().l0_files_max);
     }
     assert_eq!(damage_met, 1);
-    assert_eq!(set.current().get(b"k", None).unwrap(), Some(entry("k", 39, Some("x")).1));
+    assert_eq!(set.current().get(b"k", hash(b"k"), None).unwrap(), Some(entry("k", 39, Some("x")).1));
 }
 
 #[test]

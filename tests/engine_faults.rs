@@ -314,9 +314,9 @@ fn a_write_that_finds_a_newer_record_says_so() {
         let at = |timestamp: u64| {
             WriteBatch::one(Key::new("k").unwrap(), Record::tombstone(Timestamp::from_u64(timestamp)))
         };
-        assert_eq!(write(&engine, at(9)).await.unwrap().overtaken, 0);
+        assert_eq!(write(&engine, at(9)).await.unwrap().overtaken, []);
         let late = write(&engine, at(4)).await.unwrap();
-        assert_eq!((late.overtaken, late.newest), (1, Some(Timestamp::from_u64(9))));
+        assert_eq!(late.overtaken, [(0, Timestamp::from_u64(9))]);
         assert_eq!(engine.stats().overtaken, 1);
     });
 }

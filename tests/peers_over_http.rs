@@ -25,8 +25,8 @@ struct Weigher;
 impl Handler for Weigher {
     fn handle(&self, _: &NodeId, request: Request) -> BoxFuture<Response> {
         let ReplicaRequest::Write { items, .. } = request.body else { panic!("only writes are sent here") };
-        let overtaken = items.iter().map(|(_, record)| record.value_len() as u32).sum();
-        let body = ReplicaResponse::Written { voting: true, overtaken, newest: None };
+        let len = items.iter().map(|(_, record)| record.value_len() as u32).sum();
+        let body = ReplicaResponse::Written { voting: true, overtaken: vec![(len, Timestamp::ZERO)] };
         Box::pin(std::future::ready(Response { clock: request.clock, body }))
     }
 }
@@ -82,7 +82,7 @@ async fn weigh(from: &Node, to: &Node, len: usize) -> Result<u32, kvstore::rpc::
     let request = Request { clock: Timestamp::from_u64(5), body };
     let response = from.transport.call(&to.name, request, Duration::from_secs(5)).await?;
     match response.body {
-        ReplicaResponse::Written { overtaken, .. } => Ok(overtaken),
+        ReplicaResponse::Written { overtaken, .. } => Ok(overtaken[0].0),
         other => panic!("{other:?}"),
     }
 }

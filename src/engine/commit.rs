@@ -243,14 +243,14 @@ impl Shared {
 
     fn insert(&self, active: &Memtable, write: &Write) -> Written {
         let mut written = Written::default();
-        for (key, record) in write.batch.items() {
-            let overtaken_by = active.insert(key, record);
-            written.overtaken += u32::from(overtaken_by.is_some());
-            written.newest = written.newest.max(overtaken_by);
+        for (place, (key, record)) in write.batch.items().iter().enumerate() {
+            if let Some(newer) = active.insert(key, record) {
+                written.overtaken.push((place as u32, newer));
+            }
         }
         self.counters.batches_written.fetch_add(1, Ordering::Relaxed);
         self.counters.records_written.fetch_add(write.batch.items().len() as u64, Ordering::Relaxed);
-        self.counters.overtaken.fetch_add(u64::from(written.overtaken), Ordering::Relaxed);
+        self.counters.overtaken.fetch_add(written.overtaken.len() as u64, Ordering::Relaxed);
         written
     }
 

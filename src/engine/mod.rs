@@ -79,12 +79,11 @@ pub use write_batch::WriteBatch;
 use crate::types::Timestamp;
 
 /// What a write that is now durable found in its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Written {
-    /// How many of the batch's records met a newer one of their key in memory: a lower bound of what was overtaken.
-    pub overtaken: u32,
-    /// The newest timestamp that overtook one.
-    pub newest: Option<Timestamp>,
+    /// Which of the batch's records met a newer one of their key in memory, by their places, and its timestamp: not all that
+    /// were overtaken, perhaps.
+    pub overtaken: Vec<(u32, Timestamp)>,
 }
 
 /// What a checkpoint holds.

@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
 
-use super::api::{Acks, BatchReceipt, FailedItem, Mutation, NotSent, WriteError, WriteReceipt};
+use super::api::{Acks, BatchReceipt, FailedItem, Mutation, NotSent, WriteError};
 use super::quorum::QuorumMode;
 use super::shared::{InflightPermit, Shared};
-use super::write::WriteOp;
+use super::write::{Met, WriteOp};
 use crate::cluster::{RangeId, Ring, Token};
 use crate::types::{Key, NodeId, Record, Timestamp};
 
@@ -111,7 +111,7 @@ pub(super) async fn run(
         match outcome {
             Ok(one) => {
                 receipt.acks = Some(receipt.acks.map_or(one.acks, |acks| worse(acks, one.acks)));
-                receipt.overtaken = receipt.overtaken.max(one.overtaken);
+                receipt.overtaken = receipt.overtaken.max(one.overtaken.into_values().max());
             }
             Err(error) => {
                 if let WriteError::Unknown { acks, .. } = &error {
@@ -136,7 +136,7 @@ async fn write_chunk(
     chunk: &Chunk,
     how: How,
     permit: InflightPermit,
-) -> Result<WriteReceipt, WriteError> {
+) -> Result<Met, WriteError> {
     let outlooks =
         shared.check_writable(shared.ring.primaries(chunk.range), chunk.range, how.needed, how.mode)?;
     let items = chunk.places.iter().map(|place| items[*place as usize].clone()).collect();

@@ -17,8 +17,7 @@ use super::checkpoint::{CheckpointError, CheckpointInfo, CheckpointName};
 use super::hot_keys::{Access, Hottest};
 use super::quorum::QuorumMode;
 use super::shared::{LoadSource, Outlook, PerReplica, Phase, Shared};
-use super::write::WriteOp;
-use super::{batch, read, scan};
+use super::{batch, read, scan, write_groups};
 use crate::cluster::{RangeId, Ring, Token};
 use crate::engine::EngineStats;
 use crate::env::Mistake;
@@ -62,15 +61,13 @@ impl Coordinator {
     ) -> Result<WriteReceipt, WriteError> {
         let shared = &self.shared;
         shared.hot_keys.note(&key, Access::Write);
-        let batch::How { needed, mode } = self.how(options);
+        let how = self.how(options);
         let range = shared.ring.range_of(Token::of(key.as_bytes()));
         shared.check_serving()?;
-        let outlooks = shared.check_writable(shared.ring.primaries(range), range, needed, mode)?;
+        shared.check_writable(shared.ring.primaries(range), range, how.needed, how.mode)?;
         let permit = shared.admit(batch::weight(&key, &mutation))?;
-        let items = vec![(key, mutation.at(self.tick().await?))];
-        WriteOp { shared: shared.clone(), range, outlooks, items, needed, mode, _permit: permit }
-            .start()
-            .await
+        let record = mutation.at(self.tick().await?);
+        write_groups::write(shared, range, how, (key, record), permit).await
     }
 
     /// Writes many items; each is answered for by itself in [`BatchReceipt::failed`]. Not atomic across keys.

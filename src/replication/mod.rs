@@ -8,7 +8,9 @@
 //!   ├──────── fewer than W replicas reachable and voting ──────────────────> NotSent (503): nothing was sent
 //!   │ one timestamp, once: Hlc::tick (waits for the clock's mark on disk where it must)
 //!   v
-//! WriteOp, a task of its own                    the client may leave: the write goes on
+//! WriteGroups: with the others of this turn of the runtime that go to the same replicas
+//!   v
+//! WriteOp, a task of its own                    the clients may leave: the write goes on
 //!   ├─ replica believed down ──> hint, synced before the answer
 //!   ├─ this node's own copy ───> LocalStore ──> Engine: log, sync, memtable
 //!   └─ every other replica ────> Peers ──> Replica there ──> its LocalStore
@@ -27,6 +29,9 @@
 //! Coordinator::get
 //!   ├──────── fewer than R replicas reachable and voting ──────────────────> NotSent (503)
 //!   v
+//! quick_read: own copy from memory, versions from R − 1 others, many reads a message
+//!   ├─ all alike ───────────────────────────────────────────────────────────> record or nothing (200, 404)
+//!   v anything else
 //! ReadOp, inside the request                    the client leaves: so does the read
 //!   ├─ records from R replicas, itself first, then the fastest
 //!   ├─ failed, damaged, not voting ──> the next one;  slow ──> one more beside it
@@ -42,7 +47,7 @@
 //! # Who is who
 //!
 //! - [`Shared`] holds what all parts hang on; [`LocalStore`] is this node's disk, [`Peers`] are the others'.
-//! - [`quorum`] and [`read_repair`] decide, without I/O; `write`, `read` and `batch` carry out.
+//! - [`quorum`] and [`read_repair`] decide, without I/O; `write`, `read`, `quick_read`, `write_groups` and `batch` carry out.
 //! - [`Replica`] serves what other coordinators ask. [`standing`] says whether this disk counts.
 //!
 //! What is *not* promised: writes of one key by two clients at once are ordered by their timestamps alone, and
@@ -73,6 +78,7 @@ pub mod scan;
 pub mod shared;
 pub mod standing;
 mod write;
+mod write_groups;
 
 pub use crate::engine::{EngineStats, SyncTimes}; // for the doors, which know no engine
 pub use api::*;

@@ -18,7 +18,7 @@ use super::api::Acks;
 use crate::types::NodeId;
 
 /// What counts towards W.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum QuorumMode {
     /// Replicas only.
     Strict,

@@ -34,7 +34,7 @@ pub struct Replica {
 }
 
 /// A write that is durable on this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
     /// Whether this disk counts.
     pub voting: bool,
@@ -77,7 +77,7 @@ impl Replica {
             ReplicaRequest::Write { origin, items } => {
                 check_items(shared, &items)?;
                 let Applied { voting, written } = apply(shared, origin, items).await?;
-                Ok(ReplicaResponse::Written { voting, overtaken: written.overtaken, newest: written.newest })
+                Ok(ReplicaResponse::Written { voting, overtaken: written.overtaken })
             }
             ReplicaRequest::StoreHints { target, items } => {
                 observe_newest(shared, &items)?;

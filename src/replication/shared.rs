@@ -25,6 +25,7 @@ use super::checkpoint::{CheckpointError, Checkpoints};
 use super::hot_keys::HotKeys;
 use super::late_versions::LateVersions;
 use super::quick_read::QuickReads;
+use super::write_groups::WriteGroups;
 use super::{LocalStore, Peers, StandingCell};
 use crate::cluster::{Ring, Token};
 use crate::env::{Env, Rng};
@@ -172,6 +173,8 @@ pub struct Shared {
     pub(super) late_versions: LateVersions,
     /// What reads of this turn of the runtime want to know of other replicas.
     pub(super) quick_reads: QuickReads,
+    /// Writes of this turn of the runtime.
+    pub(super) write_groups: WriteGroups,
     /// What clients of this node ask for most.
     pub hot_keys: HotKeys,
     load: OnceLock<Arc<dyn LoadSource>>,
@@ -238,6 +241,16 @@ pub struct InflightPermit {
 }
 
 impl InflightPermit {
+    /// How many.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds another of the same node to it.
+    pub fn take_over(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
     /// Moves up to `bytes` of it to a permit of its own.
     #[must_use]
     pub fn split(&mut self, bytes: usize) -> Self {
@@ -279,6 +292,7 @@ impl Shared {
         // Not drawn from the world's chance: which keys are looked at decides nothing.
         let others = ring.membership().members().iter().map(|member| &member.id).filter(|node| **node != own);
         let (late_versions, quick_reads) = (LateVersions::new(others.clone()), QuickReads::new(others));
+        let write_groups = WriteGroups::new(&ring);
         let hot_keys_rng = Rng::from_seed(Token::of(own.as_str().as_bytes()).0);
         Arc::new(Self {
             own,
@@ -297,6 +311,7 @@ impl Shared {
             repairs: Arc::new(Semaphore::new(Self::REPAIRS_MAX)),
             late_versions,
             quick_reads,
+            write_groups,
             hot_keys: HotKeys::new(hot_keys_rng),
             load: OnceLock::new(),
             checkpoints: OnceLock::new(),

@@ -1,4 +1,4 @@
-//! `WriteOp`: one write, a client's or a group of a batch, from its timestamps to its last straggler.
+//! `WriteOp`: one write of a group of items, from their timestamps to the last straggler.
 //!
 //! ```text
 //!  replicas ──believed down──> hint, synced before the answer
@@ -15,6 +15,7 @@
 //! The operation is a task of its own: it ends when every replica has the write or a hint, whether or not the client is
 //! still there. One task, one timer.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
@@ -23,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::api::{WriteError, WriteReceipt};
+use super::api::{Acks, WriteError};
 use super::peers::Failure;
 use super::quorum::{QuorumMode, QuorumTracker, Reply, Verdict};
 use super::replica::{Applied, apply, restamp};
@@ -35,7 +36,7 @@ use crate::rpc::{Refusal, ReplicaRequest, ReplicaResponse, WriteOrigin};
 use crate::types::{Key, NodeId, Record, Timestamp};
 use crate::util::few::Few;
 
-/// One write under way.
+/// One write under way: of items of one turn (`write_groups`) or of a batch.
 #[derive(Debug)]
 pub(super) struct WriteOp {
     /// The node it is coordinated on.
@@ -52,6 +53,25 @@ pub(super) struct WriteOp {
     pub mode: QuorumMode,
     /// Its part of the bytes in flight.
     pub _permit: InflightPermit,
+}
+
+/// A write that met its quorum.
+#[derive(Debug)]
+pub(super) struct Met {
+    /// Where it stood.
+    pub acks: Acks,
+    /// Items that met a newer record, by their places, and the newest timestamp that each met.
+    pub overtaken: BTreeMap<u32, Timestamp>,
+}
+
+/// What is told where a task ended before its answer. Only a node that is torn down does that; what was sent is unknown.
+pub(super) fn torn_down() -> WriteError {
+    WriteError::Unknown {
+        timestamp: Timestamp::ZERO,
+        acks: Acks::default(),
+        needed: 0,
+        causes: "the node is stopping".to_owned(),
+    }
 }
 
 /// How long the operation has waited.
@@ -85,10 +105,11 @@ struct Progress<'a> {
     /// Hints for replicas that were believed down: the answer waits for them.
     hints_awaited: usize,
     causes: Vec<(usize, Failure)>,
-    overtaken: Option<Timestamp>,
+    /// Items that met a newer record, by their places, and the newest timestamp that each met.
+    overtaken: BTreeMap<u32, Timestamp>,
     /// Nodes that were asked to hold a hint.
     holders: Vec<&'a NodeId>,
-    answer: Option<oneshot::Sender<Result<WriteReceipt, WriteError>>>,
+    answer: Option<oneshot::Sender<Result<Met, WriteError>>>,
 }
 
 impl Progress<'_> {
@@ -101,24 +122,14 @@ impl Progress<'_> {
 
 impl WriteOp {
     /// Starts the operation; the future resolves to its answer. Dropping the future stops nothing.
-    pub fn start(self) -> impl Future<Output = Result<WriteReceipt, WriteError>> + Send {
+    pub fn start(self) -> impl Future<Output = Result<Met, WriteError>> + Send {
         let (answer, receiver) = oneshot::channel();
         let tasks = self.shared.env.tasks.clone();
         tasks.spawn(self.run(answer));
-        async move {
-            receiver.await.unwrap_or_else(|_| {
-                // Only a node that is torn down ends the task before its answer: what was sent is unknown.
-                Err(WriteError::Unknown {
-                    timestamp: Timestamp::ZERO,
-                    acks: super::Acks::default(),
-                    needed: 0,
-                    causes: "the node is stopping".to_owned(),
-                })
-            })
-        }
+        async move { receiver.await.unwrap_or_else(|_| Err(torn_down())) }
     }
 
-    async fn run(self, answer: oneshot::Sender<Result<WriteReceipt, WriteError>>) {
+    async fn run(self, answer: oneshot::Sender<Result<Met, WriteError>>) {
         let shared = &*self.shared;
         let replicas = shared.ring.primaries(self.range);
         let again = OnceLock::new();
@@ -127,7 +138,7 @@ impl WriteOp {
             out_of_space: Vec::new(),
             hints_awaited: 0,
             causes: Vec::new(),
-            overtaken: None,
+            overtaken: BTreeMap::new(),
             holders: Vec::new(),
             answer: Some(answer),
         };
@@ -273,7 +284,10 @@ impl WriteOp {
     fn take_in<'a>(&'a self, progress: &mut Progress<'a>, event: Event<'a>) -> Option<Step<'a>> {
         match event {
             Event::Written { replica, outcome: Ok(Applied { voting, written }) } => {
-                progress.overtaken = progress.overtaken.max(written.newest);
+                for (place, newer) in written.overtaken {
+                    let newest = progress.overtaken.entry(place).or_insert(newer);
+                    *newest = newer.max(*newest);
+                }
                 progress.tracker.on_reply(replica, Reply::Written { voting });
                 None
             }
@@ -316,9 +330,7 @@ impl WriteOp {
             return std::mem::take(&mut progress.out_of_space);
         }
         let result = match progress.tracker.verdict() {
-            Verdict::Met if progress.hints_awaited == 0 || stage == Stage::Overdue => {
-                Ok(self.receipt(progress))
-            }
+            Verdict::Met if progress.hints_awaited == 0 || stage == Stage::Overdue => Ok(self.met(progress)),
             Verdict::Unreachable if !progress.may_be_out_of_space() => Err(self.error(progress)),
             Verdict::Pending | Verdict::Unreachable if stage == Stage::Overdue => Err(self.error(progress)),
             Verdict::Met | Verdict::Pending | Verdict::Unreachable => return Vec::new(),
@@ -332,15 +344,9 @@ impl WriteOp {
         std::mem::take(&mut progress.out_of_space)
     }
 
-    fn receipt(&self, progress: &Progress<'_>) -> WriteReceipt {
-        if progress.overtaken.is_some() {
-            count(&self.shared.counters.overtaken, 1);
-        }
-        WriteReceipt {
-            timestamp: self.newest(),
-            acks: progress.tracker.acks(),
-            overtaken: progress.overtaken,
-        }
+    fn met(&self, progress: &mut Progress<'_>) -> Met {
+        count(&self.shared.counters.overtaken, progress.overtaken.len() as u64);
+        Met { acks: progress.tracker.acks(), overtaken: std::mem::take(&mut progress.overtaken) }
     }
 
     fn error(&self, progress: &Progress<'_>) -> WriteError {
@@ -380,8 +386,8 @@ pub async fn write_to(
     }
     let request = ReplicaRequest::Write { origin, items };
     match shared.peers.call(node, request, shared.settings.network_timeout).await? {
-        ReplicaResponse::Written { voting, overtaken, newest } => {
-            Ok(Applied { voting, written: Written { overtaken, newest } })
+        ReplicaResponse::Written { voting, overtaken } => {
+            Ok(Applied { voting, written: Written { overtaken } })
         }
         _ => Err(Failure::Confused),
     }

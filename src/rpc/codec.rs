@@ -23,6 +23,8 @@ pub const NAME_LEN_MAX: usize = 512;
 const ITEM_LEN_MIN: usize = 1 + 1 + 1 + 9;
 /// The fewest bytes a key takes: its length and one byte.
 const KEY_LEN_MIN: usize = 1 + 1;
+/// Bytes of an item of [`ReplicaResponse::Written`] that was overtaken: its place and the newer timestamp.
+const OVERTAKEN_LEN: usize = 4 + 8;
 
 /// Appends a request as one frame. Nothing is appended when it does not fit.
 pub fn encode_request(
@@ -82,10 +84,13 @@ pub fn encode_response(response: &Response, request_id: u64, out: &mut BytesMut)
     check_count(if let ReplicaResponse::Page(page) = &response.body { page.items.len() } else { 0 })?;
     Frame::encode(request_id, kind, 0, response.clock, out, |out| match &response.body {
         ReplicaResponse::Pong(facts) => put_facts(out, facts),
-        ReplicaResponse::Written { voting, overtaken, newest } => {
+        ReplicaResponse::Written { voting, overtaken } => {
             put_flag(out, *voting);
-            out.put_u32_le(*overtaken);
-            put_option(out, newest.as_ref(), |out, newest| out.put_u64_le(newest.as_u64()));
+            put_varint(out, overtaken.len() as u64);
+            for (place, newer) in overtaken {
+                out.put_u32_le(*place);
+                out.put_u64_le(newer.as_u64());
+            }
         }
         ReplicaResponse::HintsStored => {}
         ReplicaResponse::Record { voting, record } => {
@@ -131,11 +136,7 @@ pub fn decode_response(frame: &Frame) -> Result<Response, DecodeError> {
     let mut body = Body::new(&frame.body);
     let response = match frame.kind {
         Kind::Pong => ReplicaResponse::Pong(body.facts()?),
-        Kind::Written => ReplicaResponse::Written {
-            voting: body.flag()?,
-            overtaken: body.reader.u32()?,
-            newest: body.option(Body::timestamp)?,
-        },
+        Kind::Written => ReplicaResponse::Written { voting: body.flag()?, overtaken: body.all_overtaken()? },
         Kind::HintsStored => ReplicaResponse::HintsStored,
         Kind::Record => ReplicaResponse::Record {
             voting: body.flag()?,
@@ -339,6 +340,11 @@ impl<'a> Body<'a> {
     fn all_held(&mut self) -> Result<Vec<HeldVersion>, DecodeError> {
         let count = self.count(1)?;
         (0..count).map(|_| self.held()).collect()
+    }
+
+    fn all_overtaken(&mut self) -> Result<Vec<(u32, Timestamp)>, DecodeError> {
+        let count = self.count(OVERTAKEN_LEN)?;
+        (0..count).map(|_| Ok((self.reader.u32()?, self.timestamp()?))).collect()
     }
 
     fn items(&mut self) -> Result<Vec<(Key, Record)>, DecodeError> {

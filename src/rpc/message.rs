@@ -99,10 +99,8 @@ pub enum ReplicaResponse {
     Written {
         /// Whether this replica counts towards W.
         voting: bool,
-        /// How many records met a newer one.
-        overtaken: u32,
-        /// The newest timestamp that overtook one.
-        newest: Option<Timestamp>,
+        /// Which items met a newer record, by their places, and its timestamp.
+        overtaken: Vec<(u32, Timestamp)>,
     },
     /// To `StoreHints`: the hints are durable here.
     HintsStored,

@@ -135,7 +135,7 @@ impl Toy {
         let body = match request.body {
             ReplicaRequest::Write { items, .. } => {
                 if self.store(items).await {
-                    ReplicaResponse::Written { voting: true, overtaken: 0, newest: None }
+                    ReplicaResponse::Written { voting: true, overtaken: Vec::new() }
                 } else {
                     ReplicaResponse::Refused(Refusal::Poisoned)
                 }

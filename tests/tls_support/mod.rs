@@ -272,7 +272,7 @@ struct Taker;
 
 impl Handler for Taker {
     fn handle(&self, _: &NodeId, request: Request) -> BoxFuture<Response> {
-        let body = ReplicaResponse::Written { voting: true, overtaken: 0, newest: None };
+        let body = ReplicaResponse::Written { voting: true, overtaken: Vec::new() };
         Box::pin(std::future::ready(Response { clock: request.clock, body }))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::harness::{Fate, Shape, TestRing, key, value};
@@ -291,4 +292,66 @@ async fn explain_shows_every_replica_and_the_winner() {
     assert_eq!(state(0), ReplicaState::Holds(record(1, "old")));
     assert_eq!(state(1), ReplicaState::Holds(record(5, "new")));
     assert!(matches!(state(2), ReplicaState::Unreachable(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_of_one_turn_share_a_message_of_versions() {
+    let mut shape = Shape::default();
+    shape.settings.read_repair_chance = 0.0;
+    let ring = TestRing::new(shape);
+    let keys: Vec<_> = (0..300).map(|number| format!("k{number}")).collect();
+    for key in &keys {
+        ring.plant(0, key, record(5, key)).await;
+        ring.plant(1, key, record(5, key)).await;
+        ring.plant(2, key, record(5, key)).await;
+    }
+    ring.all_alive();
+    ring.take_sent();
+    let answers = join_all(keys.iter().map(|key| ring.get(0, key))).await;
+    for (key, answer) in keys.iter().zip(answers) {
+        assert_eq!(answer.unwrap().as_ref(), Some(key), "each is told of its own key");
+    }
+    let mut asked = 0;
+    let sent = ring.take_sent();
+    for (_, to, request) in &sent {
+        let ReplicaRequest::ReadVersions { keys } = request else { panic!("{to} was asked {request:?}") };
+        assert!(keys.len() <= 256);
+        asked += keys.len();
+    }
+    assert_eq!(asked, keys.len());
+    assert!(sent.len() <= 4, "{} messages to two peers", sent.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_of_many_keys_that_differs_is_written_back_and_the_others_are_not() {
+    let ring = ring();
+    let keys: Vec<_> = (0..20).map(|number| format!("k{number}")).collect();
+    for key in &keys {
+        for node in 0..3 {
+            ring.plant(node, key, record(5, "same")).await;
+        }
+    }
+    for node in 1..3 {
+        ring.plant(node, "k7", record(9, "newer")).await;
+    }
+    let answers = join_all(keys.iter().map(|key| ring.get(0, key))).await;
+    for (key, answer) in keys.iter().zip(answers) {
+        assert_eq!(answer.unwrap().as_deref(), Some(if key == "k7" { "newer" } else { "same" }), "{key}");
+    }
+    assert_eq!(ring.nodes[0].coordinator.stats().write_backs, 1);
+    assert_eq!(ring.held_text(0, "k7").as_deref(), Some("newer"), "before the answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_replicas_are_heard_where_all_are_asked_for() {
+    let ring = ring();
+    for node in 0..2 {
+        ring.plant(node, "k", record(5, "old")).await;
+    }
+    ring.plant(2, "k", record(9, "new")).await;
+    let options = ReadOptions { read_quorum: Some(3) };
+    let read = ring.nodes[0].coordinator.get(key("k"), options).await.unwrap();
+    assert_eq!(read, Some(record(9, "new")));
+    let written_back = (0..3).filter(|node| ring.held_text(*node, "k").as_deref() == Some("new")).count();
+    assert!(written_back >= 2, "a majority holds it before the answer");
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::harness::{Fate, Shape, TestRing, key, value};
@@ -360,4 +361,97 @@ mod planted {
         ring.settle().await;
         assert!(ring.held(1, "k").unwrap().timestamp() > receipt.timestamp);
     }
+}
+
+fn items_of(request: &ReplicaRequest) -> usize {
+    let ReplicaRequest::Write { items, .. } = request else { panic!("only writes are sent: {request:?}") };
+    items.len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_writes_of_one_turn_share_messages_and_a_sync() {
+    let ring = ring();
+    ring.put(0, "first", "v").await.unwrap();
+    ring.settle().await;
+    ring.take_sent();
+    let syncs = ring.nodes[0].coordinator.engine_stats().wal_syncs;
+    let keys: Vec<_> = (0..20).map(|number| format!("k{number}")).collect();
+    let receipts = join_all(keys.iter().map(|key| ring.put(0, key, key))).await;
+    let timestamps: Vec<_> = receipts.into_iter().map(|receipt| receipt.unwrap().timestamp).collect();
+    assert!(timestamps.is_sorted_by(|a, b| a < b), "each has its own");
+    let sent: Vec<_> = ring.take_sent().iter().map(|(_, _, request)| items_of(request)).collect();
+    assert_eq!(sent, [20, 20]);
+    assert_eq!(ring.nodes[0].coordinator.engine_stats().wal_syncs - syncs, 1);
+    ring.settle().await;
+    for (key, timestamp) in keys.iter().zip(timestamps) {
+        for node in 0..3 {
+            assert_eq!(ring.held(node, key).map(|record| record.timestamp()), Some(timestamp), "{key}");
+            assert_eq!(ring.held_text(node, key).as_ref(), Some(key));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_has_so_many_items_or_bytes_at_most() {
+    let ring = ring();
+    let keys: Vec<_> = (0..600).map(|number| format!("k{number}")).collect();
+    for receipt in join_all(keys.iter().map(|key| ring.put(0, key, "v"))).await {
+        receipt.unwrap();
+    }
+    let mut sent: Vec<_> = ring.take_sent().iter().map(|(_, _, request)| items_of(request)).collect();
+    sent.sort_unstable();
+    assert_eq!(sent, [88, 88, 256, 256, 256, 256]);
+    let big = "v".repeat(300 << 10);
+    for receipt in join_all(keys[..8].iter().map(|key| ring.put(0, key, &big))).await {
+        receipt.unwrap();
+    }
+    let mut sent: Vec<_> = ring.take_sent().iter().map(|(_, _, request)| items_of(request)).collect();
+    sent.sort_unstable();
+    assert_eq!(sent, [2, 2, 3, 3, 3, 3], "a MiB a message");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_write_of_a_group_is_told_whether_it_was_overtaken() {
+    let ring = ring();
+    let newer = Timestamp::from_micros(1_000_400_000);
+    ring.plant(1, "k3", Record::value(newer, value("newer"))).await;
+    let options = WriteOptions { write_quorum: Some(3), sloppy: false };
+    let puts = (0..6)
+        .map(|number| ring.nodes[0].coordinator.put(key(&format!("k{number}")), value("older"), options));
+    for (number, receipt) in join_all(puts).await.into_iter().enumerate() {
+        assert_eq!(receipt.unwrap().overtaken, (number == 3).then_some(newer), "k{number}");
+    }
+    assert_eq!(ring.nodes[0].coordinator.stats().overtaken, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_that_want_other_quorums_do_not_wait_for_each_other() {
+    let ring = ring();
+    let cut = ring.name(2);
+    ring.rule(move |_, to, _| if *to == cut { Fate::LoseRequest } else { Fate::Deliver });
+    let put = |text: &'static str, write_quorum| {
+        let options = WriteOptions { write_quorum: Some(write_quorum), sloppy: false };
+        ring.nodes[0].coordinator.put(key(text), value("v"), options)
+    };
+    let (one, two, three) = tokio::join!(put("a", 1), put("b", 2), put("c", 3));
+    assert_eq!((one.unwrap().acks.durable, two.unwrap().acks.durable), (1, 2));
+    assert!(matches!(three, Err(WriteError::Unknown { acks: Acks { durable: 2, .. }, needed: 3, .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_write_of_a_group_that_fails_is_told_its_own_timestamp() {
+    let ring = ring();
+    ring.rule(|_, _, _| Fate::LoseRequest);
+    let outcomes = join_all(["a", "b", "c"].map(|text| ring.put(0, text, "v"))).await;
+    let timestamps: Vec<_> = outcomes
+        .into_iter()
+        .map(|outcome| match outcome {
+            Err(WriteError::Unknown { timestamp, .. }) => timestamp,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let held: Vec<_> = ["a", "b", "c"].map(|text| ring.held(0, text).unwrap().timestamp()).to_vec();
+    assert_eq!(timestamps, held);
+    ring.settle().await;
+    assert_eq!((ring.hints(0, 1), ring.hints(0, 2)), (3, 3));
 }

@@ -112,8 +112,8 @@ fn any_response() -> impl Strategy<Value = ReplicaResponse> {
     ];
     prop_oneof![
         any_facts().prop_map(ReplicaResponse::Pong),
-        (any::<bool>(), any::<u32>(), prop::option::of(any_timestamp()))
-            .prop_map(|(voting, overtaken, newest)| ReplicaResponse::Written { voting, overtaken, newest }),
+        (any::<bool>(), prop::collection::vec((any::<u32>(), any_timestamp()), 0..4))
+            .prop_map(|(voting, overtaken)| ReplicaResponse::Written { voting, overtaken }),
         Just(ReplicaResponse::HintsStored),
         (any::<bool>(), prop::option::of(any_record()))
             .prop_map(|(voting, record)| ReplicaResponse::Record { voting, record }),

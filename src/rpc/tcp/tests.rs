@@ -44,8 +44,8 @@ impl Handler for Echo {
                     ReplicaResponse::Record { voting: true, record }
                 }
                 ReplicaRequest::Write { items, .. } => {
-                    let overtaken = items.iter().map(|(_, record)| record.value_len() as u32).sum();
-                    ReplicaResponse::Written { voting: true, overtaken, newest: None }
+                    let len = items.iter().map(|(_, record)| record.value_len() as u32).sum();
+                    ReplicaResponse::Written { voting: true, overtaken: vec![(len, Timestamp::ZERO)] }
                 }
                 other => panic!("not asked here: {other:?}"),
             };
@@ -221,7 +221,7 @@ async fn large_messages_go_both_ways_whole() {
     let body = ReplicaRequest::Write { origin: WriteOrigin::Client, items };
     let request = Request { clock: Timestamp::ZERO, body };
     let response = a.transport.call(&b.name, request, PATIENCE).await.unwrap();
-    let expected = ReplicaResponse::Written { voting: true, overtaken: 3 << 20, newest: None };
+    let expected = ReplicaResponse::Written { voting: true, overtaken: vec![(3 << 20, Timestamp::ZERO)] };
     assert_eq!(response.body, expected);
     let answer = a.read(&b.name, "big").await.unwrap();
     assert!(answer.len() == 3 << 20 && answer.iter().all(|byte| *byte == 9));

@@ -53,6 +53,11 @@ impl Memtable {
         self.list.insert(&EntryRef::of(key.as_bytes(), record)).overtaken_by
     }
 
+    /// Has the processor fetch what inserts of these few items will touch.
+    pub fn fetch(&self, items: &[(Key, Record)]) {
+        self.list.fetch(items.iter().map(|(key, _)| key.as_bytes()));
+    }
+
     /// The newest record of a key here, tombstones too; `hash` is [`super::sst::bloom::hash`] of the key.
     pub fn get(&self, key: &[u8], hash: u64) -> Option<Record> {
         self.list.get(key, hash).map(|entry| entry.to_record())

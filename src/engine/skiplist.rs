@@ -39,6 +39,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _};
 use rand_xoshiro::Xoshiro256PlusPlus;
+use smallvec::SmallVec;
 
 use super::arena::Arena;
 use super::internal_key::{EXPIRY_LEN, Kind, Stored};
@@ -51,6 +52,8 @@ use crate::types::{Record, Timestamp};
 const HEIGHT_MAX: usize = 12;
 /// One cell in this many reaches the next level.
 const BRANCHING: u64 = 4;
+/// What the processor fetches at once, in bytes.
+const CACHE_LINE: usize = 64;
 /// A chain is walked this far. Those of a memtable's keys have one to three cells.
 const CHAIN_MAX: usize = 32;
 
@@ -157,6 +160,17 @@ impl SkipList {
         }
         let newest = if is_first { None } else { self.get(entry.key, hash) };
         Inserted { is_new, overtaken_by: newest.map(|found| found.timestamp) }
+    }
+
+    /// Has the processor fetch what inserts of these keys will touch: searches for all of them, a step of each in turn, so that
+    /// the others go on while one waits for memory. Only a hint; for a few keys that are inserted next.
+    pub fn fetch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
+        let top = self.height.load(Ordering::Relaxed) - 1;
+        let mut walks: SmallVec<[Walk<'a>; 16]> =
+            keys.map(|key| Walk { key, at: self.head(), next: self.head(), level: top }).collect();
+        while !walks.is_empty() {
+            walks.retain(Walk::step);
+        }
     }
 
     /// Links a complete cell behind its predecessors, from the bottom, so that whoever finds it finds all below.
@@ -270,6 +284,43 @@ impl SkipList {
             before[level] = at;
         }
         beyond
+    }
+}
+
+/// A search under way in a list that outlives it.
+struct Walk<'a> {
+    key: &'a [u8],
+    /// The last cell before the key that was met.
+    at: *mut Cell,
+    /// The one to be looked at next, which is being fetched; null at the end. At the beginning the head, which has no key and
+    /// so is before all.
+    next: *mut Cell,
+    level: usize,
+}
+
+impl Walk<'_> {
+    /// Goes on as far as it can without waiting for memory. False once it has arrived.
+    fn step(&mut self) -> bool {
+        // SAFETY: `next` is null or a cell that was linked, so complete, and lives as long as the list.
+        if unsafe { entry_of(self.next) }.is_some_and(|entry| entry.key < self.key) {
+            self.at = self.next;
+        } else if self.level == 0 {
+            return false;
+        } else {
+            self.level -= 1;
+        }
+        let beyond = self.next;
+        loop {
+            // SAFETY: `at` is the head or was reached at this level or above, so its tower is high enough.
+            self.next = unsafe { link_of(self.at, self.level) }.load(Ordering::Acquire);
+            if self.next != beyond || self.level == 0 {
+                break;
+            }
+            self.level -= 1; // it is beyond on this level, too
+        }
+        prefetch(self.next);
+        prefetch(self.next.wrapping_byte_add(CACHE_LINE)); // where the key of a high tower begins, or goes on
+        true
     }
 }
 

@@ -7,6 +7,7 @@ use crate::engine::sst::{BloomBits, BuildSettings, Compression, SstBuilder, temp
 use crate::env::vfs_mem::MemVfs;
 use crate::env::{Env, Rng};
 use crate::types::{ContentType, Expiry, Timestamp, Value};
+use crate::util::coding::{put_bytes, put_varint};
 
 const SETTINGS: BuildSettings =
     BuildSettings { sparse_index_interval: 8, compression: Compression::Lz4, bloom: BloomBits::PerKey(10) };
@@ -45,6 +46,28 @@ fn get(table: &SstReader, key: &[u8], patience: Patience) -> Result<Lookup, Erro
 }
 
 proptest! {
+    /// Keys of few different bytes, zeros among them: their heads are alike, and padding looks like a key's own end.
+    #[test]
+    fn an_index_leads_to_the_first_block_that_may_hold_a_key(
+        shared in prop::collection::vec(0u8..3, 0..4),
+        keys in prop::collection::vec(prop::collection::vec(0u8..3, 0..12), 1..40),
+        sought in prop::collection::vec(prop::collection::vec(0u8..3, 0..14), 1..20),
+    ) {
+        let mut keys: Vec<_> = keys.into_iter().map(|key| [&shared[..], &key].concat()).collect();
+        keys.sort();
+        let mut raw = Vec::new();
+        for (number, key) in keys.iter().enumerate() {
+            put_bytes(&mut raw, key);
+            raw.extend_from_slice(&(number as u64 * 100).to_le_bytes());
+            put_varint(&mut raw, 100);
+        }
+        let index = Index::decode(Bytes::from(raw), keys.len() as u64 * 100).unwrap();
+        let with_shared = sought.iter().map(|key| [&shared[..], key].concat());
+        for key in sought.iter().cloned().chain(with_shared).chain(keys.clone()) {
+            prop_assert_eq!(index.seek(&key), keys.partition_point(|other| *other < key), "{:?}", key);
+        }
+    }
+
     #[test]
     fn a_table_gives_back_what_was_added(
         entries in any_entries(200), seeks in any_entries(5), interval in 1usize..40,

@@ -5,7 +5,8 @@
 //!     ├─ own copy, from memory
 //!     └─ key ──ask──> waiting, a list for each peer ──taken whole──> ReadVersions, many keys a message
 //!  own version == what R − 1 peers hold? ──yes──> answered      <──── versions, one for each key
-//!     └─ no, failed, damaged, not voting, slow ──> the long way: `ReadOp`, from its beginning
+//!     ├─ slow ──> one more peer is asked in the same way; who answers first counts
+//!     └─ no, failed, damaged, not voting ──> the long way: `ReadOp`, from its beginning
 //! ```
 //!
 //! Versions rather than records: answers have a bounded size whatever the values have, and a value that this node has need not
@@ -15,20 +16,22 @@
 //! settled; whatever else may come is decided there, and only there.
 
 use std::collections::BTreeMap;
+use std::iter::repeat_with;
 use std::pin::pin;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::late_versions::LateVersions;
+use super::peers::Failure;
 use super::read::patience;
 use super::replica::{Held, look_up_at_once};
-use super::shared::Shared;
+use super::shared::{Shared, count};
 use crate::rpc::{HeldVersion, ReplicaRequest, ReplicaResponse};
 use crate::types::{Key, NodeId, Record, Version};
+use crate::util::few::Few;
 
 /// Keys in one message, at most.
 const KEYS_MAX: usize = 256;
@@ -38,19 +41,20 @@ const KEYS_MAX: usize = 256;
 pub(super) enum Outcome {
     /// R replicas agree on this.
     Agreed(Option<Record>),
-    /// One of them has not answered as soon as it usually does.
-    Slow,
-    /// It takes more than this.
-    Undecided,
+    /// It takes more than this. So many replicas were asked.
+    Undecided {
+        /// This node among them.
+        asked: usize,
+    },
 }
 
 /// What a peer said of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Told {
     /// Its disk counts, and holds this.
     Holds(Option<Version>),
-    /// Nothing yet.
-    Slow,
+    /// Nothing as soon as it usually does. What it says yet comes from here.
+    Slow(oneshot::Receiver<Told>),
     /// Nothing that counts.
     Other,
 }
@@ -87,25 +91,35 @@ pub(super) async fn get(
     candidates: &[usize],
     needed: usize,
 ) -> Outcome {
-    let Some((own, others)) = candidates.split_last() else { return Outcome::Undecided };
-    if replicas[*own] != shared.own || others.len() + 1 < needed {
-        return Outcome::Undecided;
+    let Some((own, mut unasked)) = candidates.split_last() else { return Outcome::Undecided { asked: 0 } };
+    if replicas[*own] != shared.own {
+        return Outcome::Undecided { asked: 0 };
     }
-    let (unasked, asked) = others.split_at(others.len() + 1 - needed);
     let Some(Ok(Held { voting: true, record })) = look_up_at_once(shared, key) else {
-        return Outcome::Undecided;
+        return Outcome::Undecided { asked: 0 };
     };
     let version = record.as_ref().map(Record::version);
-    let mut answers: SmallVec<[_; 2]> = SmallVec::new();
-    for replica in asked.iter().rev() {
-        let Some(answer) = ask(shared, &replicas[*replica], key) else { return Outcome::Undecided };
-        answers.push(answer);
-    }
-    for answer in answers {
-        match answer.await {
-            Ok(Told::Holds(held)) if held == version => {}
-            Ok(Told::Slow) => return Outcome::Slow,
-            Ok(Told::Holds(_) | Told::Other) | Err(_) => return Outcome::Undecided,
+    let mut agreeing = 1;
+    let mut answers = Few::with_capacity(needed - 1);
+    let mut ask_next = || {
+        let (next, rest) = unasked.split_last()?;
+        unasked = rest;
+        ask(shared, &replicas[*next], key)
+    };
+    (1..needed).filter_map(|_| ask_next()).for_each(|answer| answers.push(answer));
+    while agreeing < needed {
+        match answers.next().await {
+            Some(Ok(Told::Holds(held))) if held == version => agreeing += 1,
+            Some(Ok(Told::Slow(yet))) => {
+                answers.push(yet);
+                if let Some(answer) = ask_next() {
+                    count(&shared.counters.hedged_reads, 1);
+                    answers.push(answer);
+                }
+            }
+            Some(Ok(Told::Holds(_) | Told::Other) | Err(_)) | None => {
+                return Outcome::Undecided { asked: candidates.len() - unasked.len() };
+            }
         }
     }
     LateVersions::note(shared, unasked.iter().map(|replica| &replicas[*replica]), key, version);
@@ -140,29 +154,35 @@ async fn send(shared: Arc<Shared>, node: NodeId) {
     }
     let request = ReplicaRequest::ReadVersions { keys };
     let mut call = pin!(shared.peers.call_timed(&node, request, shared.settings.network_timeout));
-    match timeout(patience(&shared, &node), call.as_mut()).await {
-        Ok(Ok(ReplicaResponse::Versions { voting: true, held })) if held.len() == answers.len() => {
-            for (answer, held) in answers.into_iter().zip(held) {
-                tell(answer, held.into());
-            }
-        }
-        Ok(_) => tell_all(answers, Told::Other),
-        Err(_) => {
-            tell_all(answers, Told::Slow);
-            let _ = call.await; // so that it is known how slow it is
-        }
+    let Ok(told) = timeout(patience(&shared, &node), call.as_mut()).await else {
+        let answers = answers.into_iter().map(say_slow).collect();
+        return tell_all(answers, call.await);
+    };
+    tell_all(answers, told);
+}
+
+/// Tells one who asked that the answer will take a while; it goes to whom is returned.
+fn say_slow(answer: oneshot::Sender<Told>) -> oneshot::Sender<Told> {
+    let (later, yet) = oneshot::channel();
+    tell(answer, Told::Slow(yet));
+    later
+}
+
+/// Tells those who asked, in their order, what the peer answered.
+fn tell_all(answers: Vec<oneshot::Sender<Told>>, answer: Result<ReplicaResponse, Failure>) {
+    let held = match answer {
+        Ok(ReplicaResponse::Versions { voting: true, held }) if held.len() == answers.len() => held,
+        _ => Vec::new(),
+    };
+    let told = held.into_iter().map(Told::from).chain(repeat_with(|| Told::Other));
+    for (answer, told) in answers.into_iter().zip(told) {
+        tell(answer, told);
     }
 }
 
 /// Tells one who asked; who does not wait any more was a client that has gone.
 fn tell(answer: oneshot::Sender<Told>, told: Told) {
     let _ = answer.send(told);
-}
-
-fn tell_all(answers: Vec<oneshot::Sender<Told>>, told: Told) {
-    for answer in answers {
-        tell(answer, told);
-    }
 }
 
 impl From<HeldVersion> for Told {

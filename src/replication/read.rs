@@ -161,11 +161,7 @@ pub(super) async fn get(shared: &Arc<Shared>, key: Key, needed: usize) -> Result
     let candidates = candidates(shared, replicas, &outlooks);
     let at_once = match quick_read::get(shared, &key, replicas, &candidates, needed).await {
         Outcome::Agreed(record) => return Ok(record),
-        Outcome::Undecided => needed,
-        Outcome::Slow => {
-            count(&shared.counters.hedged_reads, 1);
-            needed + 1
-        }
+        Outcome::Undecided { asked } => needed.max(asked),
     };
     let mut op = ReadOp::new(shared, key, range, needed);
     op.unasked = candidates;

@@ -45,7 +45,7 @@ pub(super) struct WriteOp {
     pub range: RangeId,
     /// What is expected of its replicas, in their order.
     pub outlooks: PerReplica<Outlook>,
-    /// What to write: at least one item, timestamps rising.
+    /// What to write: at least one item.
     pub items: Vec<(Key, Record)>,
     /// W.
     pub needed: usize,
@@ -364,7 +364,7 @@ impl WriteOp {
 
     /// The highest timestamp of the items.
     fn newest(&self) -> Timestamp {
-        self.items.last().map_or(Timestamp::ZERO, |(_, record)| record.timestamp())
+        self.items.iter().map(|(_, record)| record.timestamp()).max().unwrap_or_default()
     }
 
     fn restamped(&self) -> Vec<(Key, Record)> {

@@ -57,8 +57,8 @@ measure() {
   server_before=$(cpu_of "$2") client_before=$(cpu_of_clients)
   "${@:4}" >"$DATA_DIR/output"
   figures=$("$3" <"$DATA_DIR/output")
-  printf '%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$figures" \
-    "$(($(cpu_of "$2") - server_before))" "$(($(cpu_of_clients) - client_before))" >>"$RESULTS"
+  printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$figures" \
+    "$(($(cpu_of "$2") - server_before))" "$(($(cpu_of_clients) - client_before))" "$round" >>"$RESULTS"
 }
 # hey -o csv: a line a request: how long it took, …, when it began.
 parse_hey() {
@@ -118,36 +118,46 @@ for server in one three; do
   fill "$server"
   curl -s -o /dev/null -X POST "${URL[$server]}/put" -d '{"key":"hey","value":"data"}'
 done
+run_hey() { # WORKLOAD SERVER OPERATION
+  local arguments=("${URL[$2]}/get?key=hey")
+  case "$2 $3" in
+    "etcd put") arguments=("${JSON[@]}" -d "{\"key\":\"$KEY\",\"value\":\"$VALUE\"}" "${URL[etcd]}/v3/kv/put") ;;
+    "etcd get") arguments=("${JSON[@]}" -d "{\"key\":\"$KEY\"}" "${URL[etcd]}/v3/kv/range") ;;
+    *put) arguments=("${JSON[@]}" -d '{"key":"hey","value":"data"}' "${URL[$2]}/put") ;;
+  esac
+  measure "$1" "$2" parse_hey hey -n "$REQUESTS" -c 50 -o csv "${arguments[@]}"
+}
 for ((round = 1; round <= ROUNDS; round++)); do
-  # shellcheck disable=SC2086  # words
-  for server in $(shuf -e $SERVERS); do
-    if installed hey; then
-      case $server in
-        etcd) put=("${JSON[@]}" -d "{\"key\":\"$KEY\",\"value\":\"$VALUE\"}" "${URL[etcd]}/v3/kv/put") get=("${JSON[@]}" -d "{\"key\":\"$KEY\"}" "${URL[etcd]}/v3/kv/range") ;;
-        *) put=("${JSON[@]}" -d '{"key":"hey","value":"data"}' "${URL[$server]}/put") get=("${URL[$server]}/get?key=hey") ;;
+  # One workload after the other, on all servers: what is compared is seconds apart, on a machine that is slower at some times.
+  for workload in "hey put, one key" "hey get, one key" "put, unique keys" "get, random keys" "wrk put, unique keys" "wrk get, random keys"; do
+    # shellcheck disable=SC2086  # words
+    for server in $(shuf -e $SERVERS); do
+      case "$server $workload" in
+        *" hey"*) ! installed hey || run_hey "$workload" "$server" "$(cut -c5-7 <<<"$workload")" ;;
+        etcd*) ;; # it has no such dialect
+        *" wrk"*) ! installed wrk || run_wrk "$workload" "$server" "$(cut -c5-7 <<<"$workload")" ;;
+        *" put"*) run_bench "$workload" "$server" 0 ;;
+        *) run_bench "$workload" "$server" 100 ;;
       esac
-      measure "hey put, one key" "$server" parse_hey hey -n "$REQUESTS" -c 50 -o csv "${put[@]}"
-      measure "hey get, one key" "$server" parse_hey hey -n "$REQUESTS" -c 50 -o csv "${get[@]}"
-    fi
-    [ "$server" != etcd ] || continue # it has no such dialect
-    run_bench "put, unique keys" "$server" 0
-    run_bench "get, random keys" "$server" 100
-    if installed wrk; then
-      run_wrk "wrk put, unique keys" "$server" put
-      run_wrk "wrk get, random keys" "$server" get
-    fi
+    done
   done
   printf 'round %s of %s\n' "$round" "$ROUNDS" >&2
 done
 
-# Medians, and the ratio to the bare server's median.
+# Medians; the ratio is the median of the rounds' own ratios to the bare server.
 sort -t$'\t' -k1,1 -k2,2 -k3,3g "$RESULTS" | awk -F'\t' '
   function flush(  m) {
     if (!n) return
     m = int((n + 1) / 2); rate[w, s] = r[m]; line[w, s] = r[m] "\t" p50[m] "\t" p99[m] "\t" p999[m] "\t" cpu[m] "\t" client[m]
   }
+  function median_ratio(w, s,  i, m, v, t) {
+    for (i = 1; i <= rounds; i++) if ((w, s, i) in by_round) v[++m] = by_round[w, s, i] / by_round[w, "bare", i]
+    for (i = 2; i <= m; i++) for (t = i; t > 1 && v[t] < v[t - 1]; t--) { x = v[t]; v[t] = v[t - 1]; v[t - 1] = x }
+    return v[int((m + 1) / 2)]
+  }
   { if ($1 != w || $2 != s) { flush(); w = $1; s = $2; n = 0 }
-    n++; r[n] = $3; p50[n] = $5; p99[n] = $6; p999[n] = $7; cpu[n] = $8 * 10000 / $4; client[n] = $9 * 10000 / $4 }
+    n++; r[n] = $3; p50[n] = $5; p99[n] = $6; p999[n] = $7; cpu[n] = $8 * 10000 / $4; client[n] = $9 * 10000 / $4
+    by_round[$1, $2, $10] = $3; if ($10 > rounds) rounds = $10 }
   END {
     flush()
     print "| workload | server | requests/s | ratio to bare | p50 ms | p99 ms | p99.9 ms | µs of server | µs of client |"
@@ -156,7 +166,7 @@ sort -t$'\t' -k1,1 -k2,2 -k3,3g "$RESULTS" | awk -F'\t' '
     split("bare one three etcd", servers, " ")
     for (i = 1; i <= count; i++) for (j = 1; j <= 4; j++) if ((order[i], servers[j]) in line) {
       split(line[order[i], servers[j]], f, "\t")
-      printf "| %s | %s | %d | %.2f | %.2f | %.2f | %.2f | %.1f | %.1f |\n", order[i], servers[j], f[1], f[1] / rate[order[i], "bare"], f[2], f[3], f[4], f[5], f[6]
+      printf "| %s | %s | %d | %.2f | %.2f | %.2f | %.2f | %.1f | %.1f |\n", order[i], servers[j], f[1], median_ratio(order[i], servers[j]), f[2], f[3], f[4], f[5], f[6]
     }
   }'
 say

@@ -147,10 +147,11 @@ async fn send(shared: Arc<Shared>, node: NodeId) {
     let (keys, answers): (Vec<_>, Vec<_>) = {
         let mut waiting = shared.quick_reads.waiting[&node].lock();
         let count = waiting.len().min(KEYS_MAX);
-        waiting.drain(..count).map(|asked| (asked.key, asked.answer)).unzip()
+        let asked = waiting.drain(..count).filter(|asked| !asked.answer.is_closed());
+        asked.map(|asked| (asked.key, asked.answer)).unzip()
     };
     if keys.is_empty() {
-        return; // an earlier message took them along
+        return; // an earlier message took them along, or nobody waits any more
     }
     let request = ReplicaRequest::ReadVersions { keys };
     let mut call = pin!(shared.peers.call_timed(&node, request, shared.settings.network_timeout));

@@ -15,7 +15,7 @@
 
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 
 use super::shared::{Shared, count};
 use super::{expiry, scan};
@@ -26,6 +26,9 @@ use crate::rpc::{
     BoxFuture, Handler, HeldVersion, Refusal, ReplicaRequest, ReplicaResponse, Request, Response, WriteOrigin,
 };
 use crate::types::{Key, NodeId, Record, Timestamp};
+
+/// Keys of one message that wait for a disk at once.
+const SIDE_BY_SIDE: usize = 8;
 
 /// Serves what peers ask of this node's disk.
 #[derive(Debug, Clone)]
@@ -137,24 +140,35 @@ pub(super) fn look_up_at_once(shared: &Shared, key: &Key) -> Option<Result<Held,
     })
 }
 
-/// Looks up the versions of many keys: what is in memory on the spot, the rest side by side.
+/// Looks up the versions of many keys: what is in memory on the spot, of the rest a few side by side. Lets go of each record before
+/// it holds many of them: values may be large.
 async fn look_up_versions(shared: &Shared, keys: &[Key]) -> Result<ReplicaResponse, Refusal> {
-    let mut found: Vec<_> = keys.iter().map(|key| look_up_at_once(shared, key)).collect();
+    let mut found: Vec<_> =
+        keys.iter().map(|key| look_up_at_once(shared, key).map(|found| found.map(version_of))).collect();
     let waiting = found.iter_mut().zip(keys).filter(|(found, _)| found.is_none());
-    join_all(waiting.map(async |(found, key)| *found = Some(look_up(shared, key).await))).await;
+    stream::iter(waiting)
+        .for_each_concurrent(SIDE_BY_SIDE, async |(found, key)| {
+            *found = Some(look_up(shared, key).await.map(version_of));
+        })
+        .await;
     let mut voting = shared.standing.is_voting();
     let mut held = Vec::with_capacity(keys.len());
     for found in found.into_iter().flatten() {
         held.push(match found {
-            Ok(Held { voting: then, record }) => {
+            Ok((then, version)) => {
                 voting &= then;
-                record.map_or(HeldVersion::Nothing, |record| HeldVersion::Version(record.version()))
+                version
             }
             Err(Refusal::Damaged) => HeldVersion::Damaged,
             Err(refusal) => return Err(refusal),
         });
     }
     Ok(ReplicaResponse::Versions { voting, held })
+}
+
+/// Whether the disk counted that a record is from, and the record's version.
+fn version_of(Held { voting, record }: Held) -> (bool, HeldVersion) {
+    (voting, record.map_or(HeldVersion::Nothing, |record| HeldVersion::Version(record.version())))
 }
 
 /// Logs that a read failed here, and says so.

@@ -61,8 +61,8 @@ pub const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Requests of one connection being served at once: so many units, of which each takes one for every
 /// [`SERVED_UNIT`] bytes begun, and a read [`READ_UNITS`]. While all are taken no further request is read.
 pub const SERVED_UNITS_MAX: usize = 8192;
-/// What a read or a page of a scan takes while it waits for the disk: its answer is larger than its request. So at
-/// most 512 of them wait on one connection.
+/// What a read, of a record, of versions or of a page, takes while it waits for the disk, which is more than its request weighs. So
+/// at most 512 of them wait on one connection.
 pub const READ_UNITS: usize = 16;
 /// 8 KiB, so that 64 MiB of requests are being served at most.
 pub const SERVED_UNIT: usize = 8 << 10;

@@ -296,7 +296,8 @@ fn queue(outbox: &Outbox, id: u64, response: &Response) {
 
 /// What serving a frame takes of a connection's share.
 fn units(frame: &Frame) -> u32 {
-    let least = if matches!(frame.kind, Kind::Read | Kind::Scan) { READ_UNITS } else { 1 };
+    let least =
+        if matches!(frame.kind, Kind::Read | Kind::ReadVersions | Kind::Scan) { READ_UNITS } else { 1 };
     frame.body.len().div_ceil(SERVED_UNIT).clamp(least, SERVED_UNITS_MAX) as u32
 }
 

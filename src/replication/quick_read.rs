@@ -6,7 +6,7 @@
 //!     └─ key ──ask──> waiting, a list for each peer ──taken whole──> ReadVersions, many keys a message
 //!  own version == what R − 1 peers hold? ──yes──> answered      <──── versions, one for each key
 //!     ├─ slow ──> one more peer is asked in the same way; who answers first counts
-//!     └─ no, failed, damaged, not voting ──> the long way: `ReadOp`, from its beginning
+//!     └─ no, failed, damaged, not voting ──> the long way: `ReadOp`, with what was heard
 //! ```
 //!
 //! Versions rather than records: answers have a bounded size whatever the values have, and a value that this node has need not
@@ -16,9 +16,11 @@
 //! settled; whatever else may come is decided there, and only there.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::iter::repeat_with;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -28,7 +30,7 @@ use super::late_versions::LateVersions;
 use super::peers::Failure;
 use super::read::patience;
 use super::replica::{Held, look_up_at_once};
-use super::shared::{Shared, count};
+use super::shared::{PerReplica, Shared, count};
 use crate::rpc::{HeldVersion, ReplicaRequest, ReplicaResponse};
 use crate::types::{Key, NodeId, Record, Version};
 use crate::util::few::Few;
@@ -41,11 +43,17 @@ const KEYS_MAX: usize = 256;
 pub(super) enum Outcome {
     /// R replicas agree on this.
     Agreed(Option<Record>),
-    /// It takes more than this. So many replicas were asked.
-    Undecided {
-        /// This node among them.
-        asked: usize,
-    },
+    /// It takes more than this.
+    Undecided(Heard),
+}
+
+/// What was learned on the way.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// Replicas other than this node that said what they hold.
+    pub told: PerReplica<(usize, Option<Version>)>,
+    /// How many replicas were asked, this node and those among them.
+    pub asked: usize,
 }
 
 /// What a peer said of a key.
@@ -91,39 +99,60 @@ pub(super) async fn get(
     candidates: &[usize],
     needed: usize,
 ) -> Outcome {
-    let Some((own, mut unasked)) = candidates.split_last() else { return Outcome::Undecided { asked: 0 } };
+    let mut heard = Heard::default();
+    let Some((own, mut unasked)) = candidates.split_last() else { return Outcome::Undecided(heard) };
     if replicas[*own] != shared.own {
-        return Outcome::Undecided { asked: 0 };
+        return Outcome::Undecided(heard);
     }
     let Some(Ok(Held { voting: true, record })) = look_up_at_once(shared, key) else {
-        return Outcome::Undecided { asked: 0 };
+        return Outcome::Undecided(heard);
     };
     let version = record.as_ref().map(Record::version);
-    let mut agreeing = 1;
     let mut answers = Few::with_capacity(needed - 1);
     let mut ask_next = || {
         let (next, rest) = unasked.split_last()?;
         unasked = rest;
-        ask(shared, &replicas[*next], key)
+        ask(shared, &replicas[*next], key).map(|told| Answer { replica: *next, told })
     };
     (1..needed).filter_map(|_| ask_next()).for_each(|answer| answers.push(answer));
-    while agreeing < needed {
-        match answers.next().await {
-            Some(Ok(Told::Holds(held))) if held == version => agreeing += 1,
-            Some(Ok(Told::Slow(yet))) => {
-                answers.push(yet);
+    while heard.told.len() + 1 < needed {
+        let is_over = match answers.next().await {
+            Some((replica, Told::Holds(held))) => {
+                heard.told.push((replica, held));
+                held != version
+            }
+            Some((replica, Told::Slow(told))) => {
+                answers.push(Answer { replica, told });
                 if let Some(answer) = ask_next() {
                     count(&shared.counters.hedged_reads, 1);
                     answers.push(answer);
                 }
+                false
             }
-            Some(Ok(Told::Holds(_) | Told::Other) | Err(_)) | None => {
-                return Outcome::Undecided { asked: candidates.len() - unasked.len() };
-            }
+            Some((_, Told::Other)) | None => true,
+        };
+        if is_over {
+            heard.asked = candidates.len() - unasked.len();
+            return Outcome::Undecided(heard);
         }
     }
     LateVersions::note(shared, unasked.iter().map(|replica| &replicas[*replica]), key, version);
     Outcome::Agreed(record)
+}
+
+/// What a replica will have said.
+struct Answer {
+    replica: usize,
+    told: oneshot::Receiver<Told>,
+}
+
+impl Future for Answer {
+    type Output = (usize, Told);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let told = ready!(Pin::new(&mut self.told).poll(context));
+        Poll::Ready((self.replica, told.unwrap_or(Told::Other)))
+    }
 }
 
 /// Has `node` asked for its version of a key, together with what else this turn of the runtime wants of it.

@@ -159,12 +159,14 @@ pub(super) async fn get(shared: &Arc<Shared>, key: Key, needed: usize) -> Result
     }
     let _permit = shared.admit(READ_WEIGHT + key.as_bytes().len())?;
     let candidates = candidates(shared, replicas, &outlooks);
-    let at_once = match quick_read::get(shared, &key, replicas, &candidates, needed).await {
+    let heard = match quick_read::get(shared, &key, replicas, &candidates, needed).await {
         Outcome::Agreed(record) => return Ok(record),
-        Outcome::Undecided { asked } => needed.max(asked),
+        Outcome::Undecided(heard) => heard,
     };
     let mut op = ReadOp::new(shared, key, range, needed);
     op.unasked = candidates;
+    op.hear(&heard.told);
+    let at_once = needed.max(heard.asked) - heard.told.len();
     let deadline = started + shared.settings.network_timeout;
     // Boxed, so that a read that agrees carries none of this about.
     Box::pin(async move {
@@ -252,6 +254,15 @@ impl ReadOp {
             write_backs_extra: 0,
             causes: Vec::new(),
             steps: Few::with_capacity(replica_count),
+        }
+    }
+
+    /// Takes in what replicas said before.
+    fn hear(&mut self, told: &[(usize, Option<Version>)]) {
+        for (replica, version) in told {
+            self.unasked.retain(|unasked| unasked != replica);
+            self.asked[*replica] = true;
+            self.repair.on_said(*replica, Said::Tells(*version));
         }
     }
 

@@ -53,7 +53,7 @@ fn is_met(expression: &str, allowed: &BTreeSet<String>) -> bool {
 #[test]
 fn every_crate_may_be_given_away() {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .args(["metadata", "--format-version", "1", "--locked"]) // crates of other platforms may have to be fetched
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();

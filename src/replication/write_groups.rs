@@ -50,7 +50,7 @@ struct Group {
     range: RangeId,
     items: Vec<(Key, Record)>,
     answers: Vec<oneshot::Sender<Answer>>,
-    bytes: usize,
+    /// The bytes of all items.
     permit: InflightPermit,
 }
 
@@ -89,20 +89,21 @@ pub(super) async fn write(
 ) -> Answer {
     let (answer, receiver) = oneshot::channel();
     let common = Common { replicas: shared.write_groups.replicas_of[usize::from(range.0)], needed, mode };
-    let bytes = permit.bytes();
     let (begins, full) = {
         let mut open = shared.write_groups.open.lock();
         match open.get_mut(&common) {
-            Some(group) if group.items.len() < ITEMS_MAX && group.bytes + bytes <= GROUP_BYTES_MAX => {
+            Some(group)
+                if group.items.len() < ITEMS_MAX
+                    && group.permit.bytes() + permit.bytes() <= GROUP_BYTES_MAX =>
+            {
                 group.items.push(item);
                 group.answers.push(answer);
-                group.bytes += bytes;
                 group.permit.take_over(permit);
                 (false, None)
             }
             before => {
                 let begins = before.is_none();
-                let group = Group { range, items: vec![item], answers: vec![answer], bytes, permit };
+                let group = Group { range, items: vec![item], answers: vec![answer], permit };
                 (begins, open.insert(common, group))
             }
         }
@@ -127,7 +128,7 @@ async fn close(shared: Arc<Shared>, common: Common) {
 
 impl Group {
     async fn run(self, shared: Arc<Shared>, Common { needed, mode, .. }: Common) {
-        let Self { range, items, answers, permit, .. } = self;
+        let Self { range, items, answers, permit } = self;
         let timestamps: Vec<_> = items.iter().map(|(_, record)| record.timestamp()).collect();
         let outlooks = shared.outlooks(shared.ring.primaries(range), Instant::now());
         let outcome = WriteOp { shared, range, outlooks, items, needed, mode, _permit: permit }.start().await;

@@ -104,7 +104,7 @@ settings! {
     memtable_size: Size(64 * KIB, 2 * GIB), Is("64MiB"), "writes gathered in memory before a table is written";
     max_l0_files: Number(1, 1_000), Is("4"), "tables in level 0 from which on they are compacted";
     sparse_index_interval: Number(1, 65_536), Is("128"), "keys between two entries of a table's index, at most";
-    block_cache_size: Size(MIB, TIB), Is("256MiB"), "table blocks kept in memory";
+    block_cache_size: Size(MIB, TIB), Is("256MiB"), "table blocks and records kept in memory";
     wal_commit_interval: Time(Duration::ZERO, seconds(1)), Is("5ms"),
         "the longest that writes wait to share one sync; an upper bound, a lone write never waits";
     wal_max_batch_size: Number(1, 65_536), Is("512"), "writes that share one sync, at most";

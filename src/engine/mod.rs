@@ -160,11 +160,11 @@ pub struct EngineStats {
     pub tombstones: u64,
     /// Expired values whose bytes flushes and compactions let go.
     pub expired: u64,
-    /// Block cache hits and misses.
+    /// Blocks and rows found in the block cache.
     pub cache_hits: u64,
-    /// Block cache misses.
+    /// Blocks that had to be read.
     pub cache_misses: u64,
-    /// Bytes in the block cache.
+    /// Bytes of blocks and rows in the block cache.
     pub cache_bytes: u64,
     /// Records that met a newer one in memory.
     pub overtaken: u64,

@@ -70,7 +70,7 @@ pub struct Options {
     pub l0_files_max: usize,
     /// Keys a block, at most.
     pub sparse_index_interval: usize,
-    /// Bytes of blocks kept in memory.
+    /// Bytes of blocks and rows kept in memory.
     pub block_cache_size: usize,
     /// The longest a commit leader waits for more writers.
     pub wal_commit_interval: Duration,

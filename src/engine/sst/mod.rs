@@ -13,7 +13,8 @@
 //! wrong place is noticed even though its bytes are intact. What fails a check is never served.
 //!
 //! A table is written under a temporary name, synced, renamed, its directory synced; then a manifest names it.
-//! Opening keeps index and bloom filter in memory; data blocks come through the block cache.
+//! Opening keeps index and bloom filter in memory; data blocks, and records
+//! that were looked up before, come through the cache.
 //!
 //! Source: leveldb's `doc/table_format.md`. Here the bloom filter covers the whole table (one probe rules a table
 //! out), the index is one block, and the index key is a user key, since readers seek by user key alone.
@@ -29,7 +30,7 @@ use std::path::{Path, PathBuf};
 use bytes::{BufMut, Bytes};
 
 pub use builder::{BloomBits, BuildSettings, SstBuilder};
-pub use cache::BlockCache;
+pub use cache::TableCache;
 pub use reader::{SstReader, TableIterator};
 
 use crate::engine::internal_key::Kind;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::block::{Block, BlockCursor};
 use super::bloom::BloomFilter;
-use super::{BlockCache, BlockHandle, FOOTER_LEN, Footer, SstMeta, TRAILER_LEN, table_path, unseal_block};
+use super::{BlockHandle, FOOTER_LEN, Footer, SstMeta, TRAILER_LEN, TableCache, table_path, unseal_block};
 use crate::engine::Error;
 use crate::engine::iter::{EntryRef, InternalIterator};
 use crate::env::{Vfs, VfsFile};
@@ -25,7 +25,7 @@ pub struct SstReader {
     fs: Arc<dyn Vfs>,
     file: Arc<dyn VfsFile>,
     path: PathBuf,
-    cache: Arc<BlockCache>,
+    cache: Arc<TableCache>,
     meta: SstMeta,
     index: Index,
     bloom: Option<BloomFilter>,
@@ -57,7 +57,7 @@ pub enum Lookup {
 
 impl SstReader {
     /// Opens table `number`: checks its footer and loads index, bloom filter and properties.
-    pub fn open(fs: &Arc<dyn Vfs>, dir: &Path, number: u64, cache: &Arc<BlockCache>) -> Result<Self, Error> {
+    pub fn open(fs: &Arc<dyn Vfs>, dir: &Path, number: u64, cache: &Arc<TableCache>) -> Result<Self, Error> {
         let path = table_path(dir, number);
         let file = fs.open(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::corruption(&path, 0, "the table is missing"),
@@ -130,21 +130,30 @@ impl SstReader {
         if self.bloom.as_ref().is_some_and(|bloom| !bloom.may_contain(hash)) {
             return Ok(Lookup::Absent);
         }
+        let number = self.meta.number;
+        if let Some(record) = self.cache.row(number, user_key, hash) {
+            return Ok(Lookup::Found(record));
+        }
         let Some(handle) = self.index.handle(self.index.seek(user_key)) else { return Ok(Lookup::Absent) };
-        let block = match self.cache.get(self.meta.number, handle.offset) {
+        let block = match self.cache.block(number, handle.offset) {
             Some(block) => block,
             None if patience == Patience::MemoryOnly => return Ok(Lookup::NotInMemory),
             None => {
                 let block = self.read(handle)?;
-                self.cache.insert(self.meta.number, handle.offset, block.clone());
+                self.cache.insert_block(number, handle.offset, block.clone());
                 block
             }
         };
         let mut cursor = BlockCursor::new(block);
         cursor.seek(user_key).map_err(|detail| self.malformed(handle, detail))?;
         // The key's newest record is in the first block whose index key is not below it, or nowhere.
-        let found = cursor.current().filter(|entry| entry.key == user_key).and_then(|_| cursor.record());
-        Ok(found.map_or(Lookup::Absent, Lookup::Found))
+        let Some(record) =
+            cursor.current().filter(|entry| entry.key == user_key).and_then(|_| cursor.record())
+        else {
+            return Ok(Lookup::Absent);
+        };
+        self.cache.insert_row(number, user_key, hash, &record);
+        Ok(Lookup::Found(record))
     }
 
     /// Reads every block and checks it.
@@ -166,7 +175,7 @@ impl SstReader {
 
     /// A block from the cache or the disk, for who walks: the cache is left to those who look up.
     fn block_in_passing(&self, handle: BlockHandle) -> Result<Block, Error> {
-        match self.cache.get(self.meta.number, handle.offset) {
+        match self.cache.block(self.meta.number, handle.offset) {
             Some(block) => Ok(block),
             None => self.read(handle),
         }
@@ -318,7 +327,7 @@ fn head(key: &[u8]) -> u64 {
     u64::from_be_bytes(bytes)
 }
 
-/// A cursor over a table, which it keeps open. It looks into the block cache and does not fill it.
+/// A cursor over a table, which it keeps open. It looks into the cache and does not fill it.
 #[derive(Debug)]
 pub struct TableIterator {
     table: Arc<SstReader>,

@@ -25,7 +25,7 @@ use super::{LEVELS, Level, Version, VersionEdit};
 use crate::engine::compact::picker::{self, CompactionPicker, Limits, Plan};
 use crate::engine::compact::run::{Compactor, build_settings, merge_inputs};
 use crate::engine::iter::{EntryRef, InternalIterator};
-use crate::engine::sst::{BlockCache, SstMeta, SstReader, table_path};
+use crate::engine::sst::{SstMeta, SstReader, TableCache, table_path};
 use crate::engine::{Checkpoint, EngineStats, Error, Options, TombstonePolicy};
 use crate::env::{Env, Mistake};
 use crate::types::Timestamp;
@@ -78,7 +78,7 @@ pub struct VersionSet {
     dir: PathBuf,
     options: Options,
     limits: Limits,
-    cache: Arc<BlockCache>,
+    cache: Arc<TableCache>,
     current: ArcSwap<Version>,
     next_file_number: AtomicU64,
     installing: Mutex<Installing>,
@@ -142,7 +142,7 @@ impl VersionSet {
         let mut opened = Opened::default();
         let replayed = read_manifest(env, dir, &names, options, &mut opened)?;
         let limits = Limits::of(options);
-        let cache = Arc::new(BlockCache::new(options.block_cache_size, &env.rng));
+        let cache = Arc::new(TableCache::new(options.block_cache_size, &env.rng));
         let version = open_tables(env, dir, options, &cache, &replayed, &mut opened)?;
         opened.log_number = replayed.log_number;
         opened.tables = version.tables().count();
@@ -444,7 +444,7 @@ impl VersionSet {
         if opened.created {
             return Err(Error::corruption(dir.join("CURRENT"), 0, "it is missing: there is no engine here"));
         }
-        let cache = Arc::new(BlockCache::new(options.block_cache_size, &env.rng));
+        let cache = Arc::new(TableCache::new(options.block_cache_size, &env.rng));
         let version = open_tables(env, dir, options, &cache, &replayed, &mut opened)?;
         opened.log_number = replayed.log_number;
         opened.tables = version.tables().count();
@@ -529,7 +529,7 @@ fn read_manifest(
 /// All tables that can be opened, as if just flushed. Right as to what is newest, since timestamps decide that;
 /// what a lost edit had removed may be back.
 fn salvage(env: &Env, dir: &Path, names: &[String]) -> Replayed {
-    let cache = Arc::new(BlockCache::new(0, &env.rng));
+    let cache = Arc::new(TableCache::new(0, &env.rng));
     let numbers = names.iter().filter_map(|name| table_number(name));
     let tables = numbers.filter_map(|number| SstReader::open(&env.fs, dir, number, &cache).ok());
     Replayed {
@@ -543,7 +543,7 @@ fn open_tables(
     env: &Env,
     dir: &Path,
     options: &Options,
-    cache: &Arc<BlockCache>,
+    cache: &Arc<TableCache>,
     replayed: &Replayed,
     opened: &mut Opened,
 ) -> Result<Version, Error> {
@@ -573,7 +573,7 @@ fn open_table(
     env: &Env,
     dir: &Path,
     options: &Options,
-    cache: &Arc<BlockCache>,
+    cache: &Arc<TableCache>,
     meta: &SstMeta,
 ) -> Result<SstReader, Error> {
     let table = SstReader::open(&env.fs, dir, meta.number, cache)?;

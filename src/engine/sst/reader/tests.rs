@@ -33,7 +33,7 @@ fn build(env: &Env, number: u64, settings: BuildSettings, entries: &[Entry]) -> 
 }
 
 fn open(env: &Env, number: u64, cache_size: usize) -> Result<Arc<SstReader>, Error> {
-    let cache = Arc::new(BlockCache::new(cache_size, &Rng::from_seed(1)));
+    let cache = Arc::new(TableCache::new(cache_size, &Rng::from_seed(1)));
     SstReader::open(&env.fs, dir(), number, &cache).map(Arc::new)
 }
 
@@ -123,6 +123,28 @@ fn a_lookup_in_memory_alone_reads_nothing_from_disk() {
     assert!(matches!(get(&table, b"a", Patience::Disk).unwrap(), Lookup::Found(_)));
     assert!(matches!(get(&table, b"a", Patience::MemoryOnly).unwrap(), Lookup::Found(_)));
     assert_eq!((table.cache.hits(), table.cache.misses()), (1, 1));
+}
+
+/// A cache too small for the block: the record that was found is there all the same.
+#[test]
+fn a_record_that_was_found_is_found_again_without_its_block() {
+    let (_, env) = env();
+    let tombstone = (b"b".to_vec(), Record::tombstone(Timestamp::from_u64(2)));
+    let large = value("c", 3, vec![b'v'; 4 << 10]);
+    build(&env, 1, SETTINGS, &[value("a", 1, "x"), tombstone.clone(), large]);
+    let table = open(&env, 1, 4 << 10).unwrap();
+    for (key, record) in [value("a", 1, "x"), tombstone] {
+        assert_eq!(get(&table, &key, Patience::MemoryOnly).unwrap(), Lookup::NotInMemory);
+        assert_eq!(get(&table, &key, Patience::Disk).unwrap(), Lookup::Found(record.clone()));
+        assert_eq!(get(&table, &key, Patience::MemoryOnly).unwrap(), Lookup::Found(record));
+    }
+    assert!(matches!(get(&table, b"c", Patience::Disk).unwrap(), Lookup::Found(_)));
+    assert_eq!(
+        get(&table, b"c", Patience::MemoryOnly).unwrap(),
+        Lookup::NotInMemory,
+        "it would fill the cache"
+    );
+    assert_eq!((table.cache.hits(), table.cache.misses()), (2, 3));
 }
 
 /// Whatever byte of a table is damaged, and by however few bits: each read gives what was written or an error.

@@ -2,11 +2,14 @@
 //!
 //! ```text
 //! active    takes writes; its log grows with it
-//!   │ sealed at `memtable_size`, once its log's last group is synced and inserted
+//!   │ sealed when it is full, once its log's last group is synced and inserted
 //! sealed    only read; waits for its flush
 //!   │ flushed to a table of level 0, installed in the manifest
 //! gone      its log is recycled
 //! ```
+//!
+//! It is full somewhere between three quarters of `memtable_size` and all of it, by chance: replicas are given the same writes, and
+//! would else all begin their flushes at the same moment. One that flushes while the others do not is hidden by the quorum.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +24,8 @@ use crate::types::{Key, Record, Timestamp};
 pub struct Memtable {
     list: Arc<SkipList>,
     log_number: u64,
+    /// Bytes that make it full.
+    full_at: usize,
     /// The newest timestamp in it; zero while empty. Relaxed: whoever was told of a write by its `done` has
     /// synchronised with it, and for others before or after is the same.
     newest: AtomicU64,
@@ -31,11 +36,13 @@ pub struct Memtable {
 }
 
 impl Memtable {
-    /// An empty one for about `size` bytes, backed by the log of this number.
+    /// An empty one for at most about `size` bytes, backed by the log of this number. Chance is drawn from `seed`.
     pub fn new(log_number: u64, size: usize, seed: u64) -> Self {
+        let spared = seed % (size as u64 / 4 + 1);
         Self {
             list: Arc::new(SkipList::new(size, seed)),
             log_number,
+            full_at: size - spared as usize,
             newest: AtomicU64::new(0),
             oldest: AtomicU64::new(u64::MAX),
             record_bytes: AtomicU64::new(0),
@@ -83,7 +90,12 @@ impl Memtable {
         (!self.is_empty()).then(|| Timestamp::from_u64(self.oldest.load(Ordering::Relaxed)))
     }
 
-    /// Bytes that its entries take in memory: what it is sealed by.
+    /// Whether it is to be sealed.
+    pub fn is_full(&self) -> bool {
+        !self.is_empty() && self.bytes() >= self.full_at
+    }
+
+    /// Bytes that its entries take in memory.
     pub fn bytes(&self) -> usize {
         self.list.bytes()
     }
@@ -161,5 +173,25 @@ mod tests {
         assert_eq!(memtable.get(b"k", hash(b"k")), None);
         assert_eq!((memtable.oldest(), memtable.newest()), (None, Timestamp::ZERO));
         assert!(memtable.bytes() < 256);
+        assert!(!memtable.is_full());
+    }
+
+    #[test]
+    fn memtables_that_take_the_same_writes_are_full_at_different_moments() {
+        let size = 64 << 10;
+        let full_after: Vec<_> = (0..20)
+            .map(|seed: u64| {
+                let memtable = Memtable::new(1, size, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                let key_of = |n: u64| Key::new(format!("{n:05}")).unwrap();
+                let writes = (1..10_000).find(|n| {
+                    memtable.insert(&key_of(*n), &Record::value(at(*n), Value::new("v")));
+                    memtable.is_full()
+                });
+                assert!(memtable.bytes() >= size / 4 * 3 && memtable.bytes() < size + 256);
+                writes.unwrap()
+            })
+            .collect();
+        let (least, most) = (full_after.iter().min().unwrap(), full_after.iter().max().unwrap());
+        assert!(most * 5 > least * 6, "{least} to {most} writes");
     }
 }

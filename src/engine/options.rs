@@ -64,7 +64,7 @@ pub enum TombstonePolicy {
 /// The settings of one engine. Sizes in bytes.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// A memtable is sealed at this size.
+    /// A memtable is sealed at this size or, by chance, up to a quarter below it.
     pub memtable_size: usize,
     /// Level 0 is compacted from this many tables on.
     pub l0_files_max: usize,

@@ -133,9 +133,9 @@ for ((round = 1; round <= ROUNDS; round++)); do
     # shellcheck disable=SC2086  # words
     for server in $(shuf -e $SERVERS); do
       case "$server $workload" in
-        *" hey"*) ! installed hey || run_hey "$workload" "$server" "$(cut -c5-7 <<<"$workload")" ;;
+        *" hey"*) ! installed hey || run_hey "$workload" "$server" "${workload:4:3}" ;;
         etcd*) ;; # it has no such dialect
-        *" wrk"*) ! installed wrk || run_wrk "$workload" "$server" "$(cut -c5-7 <<<"$workload")" ;;
+        *" wrk"*) ! installed wrk || run_wrk "$workload" "$server" "${workload:4:3}" ;;
         *" put"*) run_bench "$workload" "$server" 0 ;;
         *) run_bench "$workload" "$server" 100 ;;
       esac

@@ -25,5 +25,5 @@ pub mod token;
 pub use assign::assign;
 pub use membership::{Member, MemberError, Membership};
 pub use preference_list::PreferenceList;
-pub use ring::{Ring, RingEpoch, RingSettings, Vnode};
+pub use ring::{ReplicaSetId, Ring, RingEpoch, RingSettings, Vnode};
 pub use token::{RangeId, Token, TokenRange};

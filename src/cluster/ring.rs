@@ -7,7 +7,7 @@
 //!
 //! An immutable table: [`assign`](super::assign()) makes it, and a change of members makes another, one epoch later.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::{Membership, RangeId, Token, TokenRange};
 use crate::types::NodeId;
@@ -34,9 +34,13 @@ pub struct Vnode {
     pub node: NodeId,
 }
 
+/// One of the sets of N nodes that hold a range, whichever of them is nearest; numbered from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplicaSetId(pub u16);
+
 /// Which nodes own which ranges.
 ///
-/// Invariants: Q rows of N distinct members each, N being min(configured, members).
+/// Invariants: Q rows of N distinct members each, N being min(configured, members), and as many numbers of their sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ring {
     epoch: RingEpoch,
@@ -46,6 +50,8 @@ pub struct Ring {
     replication_factor: usize,
     /// The rows one after another, each nearest first.
     rows: Vec<NodeId>,
+    /// The set of each row.
+    sets: Vec<ReplicaSetId>,
 }
 
 impl RingSettings {
@@ -63,7 +69,8 @@ impl Ring {
         rows: Vec<NodeId>,
     ) -> Self {
         debug_assert_eq!(rows.len(), settings.range_count as usize * replication_factor);
-        Self { epoch, membership, settings, replication_factor, rows }
+        let sets = sets_of(&rows, replication_factor);
+        Self { epoch, membership, settings, replication_factor, rows, sets }
     }
 
     /// How often placement has changed.
@@ -118,6 +125,14 @@ impl Ring {
         &self.rows[usize::from(range.0) * self.replication_factor..][..self.replication_factor]
     }
 
+    /// The set of the N nodes that hold a range.
+    ///
+    /// # Panics
+    /// As [`Ring::primaries`] does.
+    pub fn replica_set(&self, range: RangeId) -> ReplicaSetId {
+        self.sets[usize::from(range.0)]
+    }
+
     /// The N nodes that hold a key.
     pub fn primaries_of_key(&self, key: &[u8]) -> &[NodeId] {
         self.primaries(self.range_of(Token::of(key)))
@@ -153,21 +168,27 @@ impl Ring {
     /// Losing all nodes of one set loses its ranges, so with fewer sets a given number of simultaneous losses is less
     /// likely to hit any; with more, more nodes share the work of rebuilding one.
     pub fn replica_sets(&self) -> usize {
-        let sets: BTreeSet<Vec<&NodeId>> = self
-            .rows
-            .chunks(self.replication_factor.max(1))
-            .map(|row| {
-                let mut set: Vec<&NodeId> = row.iter().collect();
-                set.sort();
-                set
-            })
-            .collect();
-        sets.len()
+        self.sets.iter().max().map_or(0, |last| usize::from(last.0) + 1)
     }
+}
+
+/// Numbers the sets of all rows, in the order in which they are met.
+fn sets_of(rows: &[NodeId], row_len: usize) -> Vec<ReplicaSetId> {
+    let mut numbers: BTreeMap<Vec<&NodeId>, ReplicaSetId> = BTreeMap::new();
+    let rows = rows.chunks(row_len.max(1)); // a length of 0 is that of the ring without members
+    rows.map(|row| {
+        let mut set: Vec<_> = row.iter().collect();
+        set.sort();
+        let next = ReplicaSetId(numbers.len() as u16);
+        *numbers.entry(set).or_insert(next)
+    })
+    .collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::super::assign;
     use super::*;
     use proptest::prelude::*;
@@ -192,6 +213,20 @@ mod tests {
             assert_eq!(next, None, "Q = {range_count}");
             assert_eq!(ring.ranges().count(), range_count as usize);
         }
+    }
+
+    #[test]
+    fn ranges_have_one_number_if_they_have_the_same_nodes_in_whatever_order() {
+        let ring = ring(1024);
+        let nodes_of = |range| ring.primaries(range).iter().collect::<BTreeSet<_>>();
+        let mut nodes_of_set = BTreeMap::new();
+        for range in ring.ranges() {
+            let nodes = nodes_of_set.entry(ring.replica_set(range)).or_insert_with(|| nodes_of(range));
+            assert_eq!(*nodes, nodes_of(range), "range {range}");
+        }
+        let sets: BTreeSet<_> = nodes_of_set.values().collect();
+        assert_eq!((sets.len(), nodes_of_set.len()), (ring.replica_sets(), ring.replica_sets()));
+        assert_eq!(ring.replica_sets(), 4, "three of four nodes");
     }
 
     #[test]

@@ -18,8 +18,8 @@ use super::api::{Acks, BatchReceipt, FailedItem, Mutation, NotSent, WriteError};
 use super::quorum::QuorumMode;
 use super::shared::{InflightPermit, Shared};
 use super::write::{Met, WriteOp};
-use crate::cluster::{RangeId, Ring, Token};
-use crate::types::{Key, NodeId, Record, Timestamp};
+use crate::cluster::{RangeId, ReplicaSetId, Ring, Token};
+use crate::types::{Key, Record, Timestamp};
 
 /// Items a chunk, at most: a message and a log frame stay far below their bounds, and so does what a failure costs.
 const CHUNK_ITEMS_MAX: usize = 1000;
@@ -39,31 +39,21 @@ pub(super) struct Chunk {
 
 /// Cuts a batch into chunks; the chunks of a group are in the items' order. Pure.
 pub(super) fn plan(ring: &Ring, items: &[(Key, Mutation)]) -> Vec<Chunk> {
-    let mut group_of_range: BTreeMap<RangeId, usize> = BTreeMap::new();
-    let mut group_of_replicas: BTreeMap<Vec<&NodeId>, usize> = BTreeMap::new();
-    let mut open: Vec<Option<Chunk>> = Vec::new();
+    let mut open: BTreeMap<ReplicaSetId, Chunk> = BTreeMap::new();
     let mut full = Vec::new();
     for (place, (key, mutation)) in items.iter().enumerate() {
         let range = ring.range_of(Token::of(key.as_bytes()));
-        let group = *group_of_range.entry(range).or_insert_with(|| {
-            let mut replicas: Vec<_> = ring.primaries(range).iter().collect();
-            replicas.sort();
-            *group_of_replicas.entry(replicas).or_insert_with(|| {
-                open.push(None);
-                open.len() - 1
-            })
-        });
         let bytes = weight(key, mutation);
-        if let Some(chunk) = &open[group]
-            && (chunk.places.len() >= CHUNK_ITEMS_MAX || chunk.bytes + bytes > CHUNK_BYTES_MAX)
-        {
-            full.extend(open[group].take());
+        let begun = || Chunk { range, places: Vec::new(), bytes: 0 };
+        let chunk = open.entry(ring.replica_set(range)).or_insert_with(begun);
+        let is_full = chunk.places.len() >= CHUNK_ITEMS_MAX || chunk.bytes + bytes > CHUNK_BYTES_MAX;
+        if is_full && !chunk.places.is_empty() {
+            full.push(std::mem::replace(chunk, begun()));
         }
-        let chunk = open[group].get_or_insert_with(|| Chunk { range, places: Vec::new(), bytes: 0 });
         chunk.places.push(place as u32);
         chunk.bytes += bytes;
     }
-    full.extend(open.into_iter().flatten());
+    full.extend(open.into_values());
     full
 }
 
@@ -168,4 +158,51 @@ pub(super) fn cut_short(items: &[(Key, Record)], needed: usize) -> BatchReceipt 
 
 fn worse(one: Acks, other: Acks) -> Acks {
     if other.durable < one.durable { other } else { one }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{Membership, RingSettings, assign};
+    use crate::types::Value;
+
+    fn plan_of(sizes: &[usize]) -> Vec<Chunk> {
+        let membership = Membership::parse("a:1,b:1,c:1,d:1", 10).unwrap();
+        let ring = assign(None, &membership, RingSettings { range_count: 64, replication_factor: 3 });
+        let item = |(n, size): (usize, &usize)| {
+            (Key::new(format!("{n}")).unwrap(), Mutation::Put(Value::new(vec![0; *size])))
+        };
+        let items: Vec<_> = sizes.iter().enumerate().map(item).collect();
+        let chunks = plan(&ring, &items);
+        let mut places: Vec<_> = chunks.iter().flat_map(|chunk| &chunk.places).copied().collect();
+        places.sort_unstable();
+        assert!(places.into_iter().eq(0..sizes.len() as u32), "every item is in one chunk");
+        for chunk in &chunks {
+            assert!(chunk.places.is_sorted() && !chunk.places.is_empty());
+            let set_of =
+                |place: &u32| ring.replica_set(ring.range_of(Token::of(items[*place as usize].0.as_bytes())));
+            assert!(chunk.places.iter().all(|place| set_of(place) == ring.replica_set(chunk.range)));
+            let bytes =
+                chunk.places.iter().map(|place| weight(&items[*place as usize].0, &items[*place as usize].1));
+            assert_eq!(bytes.sum::<usize>(), chunk.bytes);
+        }
+        chunks
+    }
+
+    #[test]
+    fn a_batch_is_cut_by_replicas_and_by_count() {
+        let chunks = plan_of(&vec![10; 5000]);
+        assert!(chunks.iter().all(|chunk| chunk.places.len() <= CHUNK_ITEMS_MAX));
+        assert!((5..=8).contains(&chunks.len()), "four sets of replicas: {}", chunks.len());
+        assert_eq!(plan_of(&[]), Vec::new());
+    }
+
+    #[test]
+    fn an_item_larger_than_a_chunk_is_one_by_itself() {
+        let large = CHUNK_BYTES_MAX + 1;
+        let chunks = plan_of(&[large, 10, 10, large, large, 10]);
+        for chunk in chunks {
+            assert!(chunk.bytes <= CHUNK_BYTES_MAX || chunk.places.len() == 1);
+        }
+    }
 }

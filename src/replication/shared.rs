@@ -292,7 +292,6 @@ impl Shared {
         // Not drawn from the world's chance: which keys are looked at decides nothing.
         let others = ring.membership().members().iter().map(|member| &member.id).filter(|node| **node != own);
         let (late_versions, quick_reads) = (LateVersions::new(others.clone()), QuickReads::new(others));
-        let write_groups = WriteGroups::new(&ring);
         let hot_keys_rng = Rng::from_seed(Token::of(own.as_str().as_bytes()).0);
         Arc::new(Self {
             own,
@@ -311,7 +310,7 @@ impl Shared {
             repairs: Arc::new(Semaphore::new(Self::REPAIRS_MAX)),
             late_versions,
             quick_reads,
-            write_groups,
+            write_groups: WriteGroups::default(),
             hot_keys: HotKeys::new(hot_keys_rng),
             load: OnceLock::new(),
             checkpoints: OnceLock::new(),

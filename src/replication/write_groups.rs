@@ -25,9 +25,9 @@ use super::batch::How;
 use super::quorum::QuorumMode;
 use super::shared::{InflightPermit, Shared};
 use super::write::{Met, WriteOp, torn_down};
-use crate::cluster::{RangeId, Ring};
+use crate::cluster::{RangeId, ReplicaSetId};
 use crate::rpc::GROUP_BYTES_MAX;
-use crate::types::{Key, NodeId, Record, Timestamp};
+use crate::types::{Key, Record, Timestamp};
 
 /// Items in a group, at most.
 const ITEMS_MAX: usize = 256;
@@ -37,8 +37,7 @@ type Answer = Result<WriteReceipt, WriteError>;
 /// What the writes of a group have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Common {
-    /// The number of their set of replicas.
-    replicas: u16,
+    replicas: ReplicaSetId,
     needed: usize,
     mode: QuorumMode,
 }
@@ -57,25 +56,9 @@ struct Group {
 /// The groups that take further writes.
 ///
 /// Invariant: each has a task that will take it away.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct WriteGroups {
-    /// Of each range the number of its set of replicas.
-    replicas_of: Vec<u16>,
     open: Mutex<BTreeMap<Common, Group>>,
-}
-
-impl WriteGroups {
-    /// None yet.
-    pub fn new(ring: &Ring) -> Self {
-        let mut numbers: BTreeMap<Vec<&NodeId>, u16> = BTreeMap::new();
-        let number_of = |range| {
-            let mut replicas: Vec<_> = ring.primaries(range).iter().collect();
-            replicas.sort();
-            let next = numbers.len() as u16;
-            *numbers.entry(replicas).or_insert(next)
-        };
-        Self { replicas_of: ring.ranges().map(number_of).collect(), open: Mutex::default() }
-    }
 }
 
 /// Writes one item that may be written: joins the group of this turn of the runtime, and waits for its outcome. Dropping the
@@ -88,7 +71,7 @@ pub(super) async fn write(
     permit: InflightPermit,
 ) -> Answer {
     let (answer, receiver) = oneshot::channel();
-    let common = Common { replicas: shared.write_groups.replicas_of[usize::from(range.0)], needed, mode };
+    let common = Common { replicas: shared.ring.replica_set(range), needed, mode };
     let (begins, full) = {
         let mut open = shared.write_groups.open.lock();
         match open.get_mut(&common) {

@@ -155,7 +155,7 @@ impl Shared {
     fn is_full(&self) -> bool {
         let log_len = self.log.lock().writer.as_ref().map_or(0, LogWriter::written);
         let active = self.memory.load().active.clone();
-        active.is_full() || (!active.is_empty() && log_len >= self.options.log_size_max())
+        !active.is_empty() && (active.is_full() || log_len >= self.options.log_size_max())
     }
 
     /// Refuses writes while the disk is nearly full: what is in memory must still find room in tables.

@@ -92,7 +92,7 @@ impl Memtable {
 
     /// Whether it is to be sealed.
     pub fn is_full(&self) -> bool {
-        !self.is_empty() && self.bytes() >= self.full_at
+        self.bytes() >= self.full_at
     }
 
     /// Bytes that its entries take in memory.

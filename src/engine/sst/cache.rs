@@ -44,42 +44,21 @@ const SHARDS_MAX: usize = 16;
 /// A block's file number and offset.
 type BlockId = (u64, u64);
 
-/// A key in a table: the file's number, the key's hash, and the key.
-#[derive(Debug, Clone)]
-struct RowId {
+/// A key in a table: the file's number, the key's hash, and the key, its own or borrowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct RowId<Key = Box<[u8]>> {
     table: u64,
     hash: u64,
-    key: Box<[u8]>,
+    key: Key,
 }
 
-/// The same, borrowed.
-struct RowRef<'a> {
-    table: u64,
-    hash: u64,
-    key: &'a [u8],
-}
-
-impl Hash for RowId {
+impl<Key> Hash for RowId<Key> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.table, self.hash).hash(state);
     }
 }
 
-impl Hash for RowRef<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.table, self.hash).hash(state);
-    }
-}
-
-impl PartialEq for RowId {
-    fn eq(&self, other: &Self) -> bool {
-        (self.table, &self.key) == (other.table, &other.key)
-    }
-}
-
-impl Eq for RowId {}
-
-impl Equivalent<RowId> for RowRef<'_> {
+impl Equivalent<RowId> for RowId<&[u8]> {
     fn equivalent(&self, row: &RowId) -> bool {
         (self.table, self.hash) == (row.table, row.hash) && *self.key == *row.key
     }
@@ -143,7 +122,7 @@ impl TableCache {
 
     /// The newest record of a key in table `number`.
     pub(crate) fn row(&self, number: u64, key: &[u8], hash: u64) -> Option<Record> {
-        let record = self.rows.get(&RowRef { table: number, hash, key })?;
+        let record = self.rows.get(&RowId { table: number, hash, key })?;
         self.hits.fetch_add(1, Ordering::Relaxed);
         Some(record)
     }

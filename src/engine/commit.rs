@@ -40,9 +40,6 @@ const SLOWDOWN_FACTOR: usize = 2;
 const STOP_FACTOR: usize = 3;
 /// A slowed-down group has at least this many bytes.
 const SLOW_BYTES_MIN: usize = 16 << 10;
-/// Items whose places in the memtable are searched for side by side: enough to fill the time that one waits for memory.
-const FETCHED: usize = 16;
-
 /// How fast writers may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
@@ -243,17 +240,7 @@ impl Shared {
     }
 
     fn insert(&self, active: &Memtable, write: &Write) -> Written {
-        let mut written = Written::default();
-        for (chunk, items) in write.batch.items().chunks(FETCHED).enumerate() {
-            if items.len() > 1 {
-                active.fetch(items);
-            }
-            for (place, (key, record)) in items.iter().enumerate() {
-                if let Some(newer) = active.insert(key, record) {
-                    written.overtaken.push(((chunk * FETCHED + place) as u32, newer));
-                }
-            }
-        }
+        let written = Written { overtaken: active.insert(write.batch.items()) };
         self.counters.batches_written.fetch_add(1, Ordering::Relaxed);
         self.counters.records_written.fetch_add(write.batch.items().len() as u64, Ordering::Relaxed);
         self.counters.overtaken.fetch_add(written.overtaken.len() as u64, Ordering::Relaxed);

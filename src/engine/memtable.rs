@@ -14,10 +14,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use smallvec::SmallVec;
+
 use super::Error;
 use super::iter::{EntryRef, InternalIterator};
 use super::skiplist::{SkipCursor, SkipList};
 use crate::types::{Key, Record, Timestamp};
+
+/// Records whose places are searched for side by side: enough to fill the time that one waits for memory.
+const SIDE_BY_SIDE: usize = 16;
 
 /// A skiplist of records, the number of its log, and the timestamps between which they lie.
 #[derive(Debug)]
@@ -49,20 +54,32 @@ impl Memtable {
         }
     }
 
-    /// Adds a record. Returns the timestamp of the key's newest record here, if that one wins over it.
-    pub fn insert(&self, key: &Key, record: &Record) -> Option<Timestamp> {
-        let timestamp = record.timestamp();
-        // Before the entry can be found, so that no reader skips this memtable for being too old.
-        self.newest.fetch_max(timestamp.as_u64(), Ordering::Relaxed);
-        self.oldest.fetch_min(timestamp.as_u64(), Ordering::Relaxed);
-        let bytes = key.as_bytes().len() + record.encoded_len();
-        self.record_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.list.insert(&EntryRef::of(key.as_bytes(), record)).overtaken_by
+    /// Adds records, one after another. Returns those whose key's newest record here wins over them, by their places, with that
+    /// one's timestamp.
+    pub fn insert(&self, items: &[(Key, Record)]) -> Vec<(u32, Timestamp)> {
+        let mut overtaken = Vec::new();
+        for (chunk, items) in items.chunks(SIDE_BY_SIDE).enumerate() {
+            self.widen(items);
+            let entries: SmallVec<[_; SIDE_BY_SIDE]> =
+                items.iter().map(|(key, record)| EntryRef::of(key.as_bytes(), record)).collect();
+            for (place, inserted) in self.list.insert(&entries).iter().enumerate() {
+                if let Some(newer) = inserted.overtaken_by {
+                    overtaken.push(((chunk * SIDE_BY_SIDE + place) as u32, newer));
+                }
+            }
+        }
+        overtaken
     }
 
-    /// Has the processor fetch what inserts of these few items will touch.
-    pub fn fetch(&self, items: &[(Key, Record)]) {
-        self.list.fetch(items.iter().map(|(key, _)| key.as_bytes()));
+    /// Takes records into account that are about to be inserted: before they can be found, so that no reader skips this memtable
+    /// for being too old.
+    fn widen(&self, items: &[(Key, Record)]) {
+        let timestamps = items.iter().map(|(_, record)| record.timestamp().as_u64());
+        self.newest.fetch_max(timestamps.clone().max().unwrap_or(0), Ordering::Relaxed);
+        self.oldest.fetch_min(timestamps.min().unwrap_or(u64::MAX), Ordering::Relaxed);
+        let bytes: usize =
+            items.iter().map(|(key, record)| key.as_bytes().len() + record.encoded_len()).sum();
+        self.record_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// The newest record of a key here, tombstones too; `hash` is [`super::sst::bloom::hash`] of the key.
@@ -160,8 +177,8 @@ mod tests {
     #[test]
     fn a_late_older_record_changes_no_answer() {
         let memtable = Memtable::new(1, 64 << 20, 1);
-        assert_eq!(memtable.insert(&key("k"), &Record::tombstone(at(9))), None);
-        assert_eq!(memtable.insert(&key("k"), &Record::value(at(4), Value::new("old"))), Some(at(9)));
+        assert_eq!(memtable.insert(&[(key("k"), Record::tombstone(at(9)))]), []);
+        assert_eq!(memtable.insert(&[(key("k"), Record::value(at(4), Value::new("old")))]), [(0, at(9))]);
         assert_eq!(memtable.get(b"k", hash(b"k")), Some(Record::tombstone(at(9))));
         assert_eq!((memtable.newest(), memtable.oldest()), (at(9), Some(at(4))));
     }
@@ -184,7 +201,7 @@ mod tests {
                 let memtable = Memtable::new(1, size, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
                 let key_of = |n: u64| Key::new(format!("{n:05}")).unwrap();
                 let writes = (1..10_000).find(|n| {
-                    memtable.insert(&key_of(*n), &Record::value(at(*n), Value::new("v")));
+                    memtable.insert(&[(key_of(*n), Record::value(at(*n), Value::new("v")))]);
                     memtable.is_full()
                 });
                 assert!(memtable.bytes() >= size / 4 * 3 && memtable.bytes() < size + 256);

@@ -142,10 +142,9 @@ impl Recovered {
 
     fn apply(&mut self, batch: &WriteBatch) {
         self.frames += 1;
-        for (key, record) in batch.items() {
-            self.newest = self.newest.max(record.timestamp());
-            self.memtable.insert(key, record);
-        }
+        let newest = batch.items().iter().map(|(_, record)| record.timestamp()).max();
+        self.newest = self.newest.max(newest.unwrap_or(Timestamp::ZERO));
+        self.memtable.insert(batch.items());
     }
 }
 

@@ -127,34 +127,54 @@ impl SkipList {
         }
     }
 
-    /// Adds an entry, unless the very same is there, and says what it found. Waits for another insert under way.
+    /// Adds entries, one after another, unless the very same are there, and says of each what it found. Waits for another insert
+    /// under way.
+    ///
+    /// Their places are searched for side by side, a step of each in turn, so that the others go on while one waits for memory:
+    /// for a few at a time, each of which takes some 150 bytes of the stack.
     ///
     /// # Panics
-    /// If the key has more than `u16::MAX` or the value more than `u32::MAX` bytes.
-    pub fn insert(&self, entry: &EntryRef<'_>) -> Inserted {
-        let hash = bloom::hash(entry.key);
-        prefetch(self.index.bucket(hash));
+    /// If a key has more than `u16::MAX` or a value more than `u32::MAX` bytes.
+    pub fn insert(&self, entries: &[EntryRef<'_>]) -> SmallVec<[Inserted; 16]> {
         let mut writer = self.writer.lock();
-        let mut before = [self.head(); HEIGHT_MAX];
-        let next = self.find(|cell| cell.order(entry) == Order::Less, &mut before);
-        // SAFETY: `find` returns null or a cell of this list.
+        let top = self.height.load(Ordering::Relaxed) - 1;
+        let walk = |entry: &EntryRef<'_>| Walk::new(entry.key, self.head(), top);
+        let mut walks: SmallVec<[Walk; 16]> = entries.iter().map(walk).collect();
+        for walk in &walks {
+            prefetch(self.index.bucket(walk.hash));
+        }
+        while walks
+            .iter_mut()
+            .zip(entries)
+            .fold(false, |goes_on, (walk, entry)| goes_on | walk.step(entry.key))
+        {}
+        let inserted =
+            walks.iter_mut().zip(entries).map(|(walk, entry)| self.insert_at(&mut writer, entry, walk));
+        inserted.collect()
+    }
+
+    /// Adds an entry whose key has been searched for, since when there were few inserts, or none.
+    fn insert_at(&self, writer: &mut Writer, entry: &EntryRef<'_>, walk: &mut Walk) -> Inserted {
+        let height = random_height(&mut writer.rng);
+        let next = self.settle(entry, height, &mut walk.before);
+        let (hash, before) = (walk.hash, &walk.before);
+        // SAFETY: `settle` returns null or a cell of this list.
         let next_entry = unsafe { entry_of(next) };
         let is_new = next_entry.is_none_or(|found| found.order(entry) != Order::Equal);
-        // SAFETY: `find` leaves the head, which is no entry, or a cell of this list.
+        // SAFETY: `settle` leaves the head, which is no entry, or a cell of this list.
         let previous = unsafe { entry_of(before[0]) }.filter(|_| before[0] != self.head());
         let is_first = previous.is_none_or(|found| found.key != entry.key);
         if is_new {
-            let height = random_height(&mut writer.rng);
             let cell = new_cell(&mut writer.arena, entry, height);
             if is_first {
                 let replaces = next_entry.is_some_and(|found| found.key == entry.key);
                 // Both release: whoever reads a later one finds in the index what was inserted before.
                 self.inserting.store(hash, Ordering::Release);
-                self.link(cell, height, &before);
+                self.link(cell, height, before);
                 self.chain(cell, entry.key, hash, replaces);
                 self.inserting.store(0, Ordering::Release);
             } else {
-                self.link(cell, height, &before);
+                self.link(cell, height, before);
             }
             self.used.store(writer.arena.used(), Ordering::Relaxed);
         }
@@ -162,15 +182,30 @@ impl SkipList {
         Inserted { is_new, overtaken_by: newest.map(|found| found.timestamp) }
     }
 
-    /// Has the processor fetch what inserts of these keys will touch: searches for all of them, a step of each in turn, so that
-    /// the others go on while one waits for memory. Only a hint; for a few keys that are inserted next.
-    pub fn fetch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
-        let top = self.height.load(Ordering::Relaxed) - 1;
-        let mut walks: SmallVec<[Walk<'a>; 16]> =
-            keys.map(|key| Walk { key, at: self.head(), next: self.head(), level: top }).collect();
-        while !walks.is_empty() {
-            walks.retain(Walk::step);
+    /// Moves on from the last cells before an entry's key, as they were when it was searched for, to the last before the entry
+    /// as they are now, at its lowest `height` levels. Returns the cell behind it, or null.
+    fn settle(&self, entry: &EntryRef<'_>, height: usize, before: &mut [*mut Cell; HEIGHT_MAX]) -> *mut Cell {
+        let mut beyond = ptr::null_mut();
+        for level in (0..height).rev() {
+            loop {
+                // SAFETY: the head, or a cell that was met at this level, so its tower is high enough.
+                let next = unsafe { link_of(before[level], level) }.load(Ordering::Acquire);
+                let is_met = next == beyond; // one level up, and found to be beyond
+                beyond = next;
+                // SAFETY: a linked cell is complete and lives as long as the list.
+                match unsafe { entry_of(next) } {
+                    Some(found) if !is_met && found.order(entry) == Order::Less => {
+                        if found.key == entry.key {
+                            // A newer record of the same key, and there may be any number of them.
+                            return self.find(|cell| cell.order(entry) == Order::Less, before);
+                        }
+                        before[level] = next; // it came since the search
+                    }
+                    _ => break,
+                }
+            }
         }
+        beyond
     }
 
     /// Links a complete cell behind its predecessors, from the bottom, so that whoever finds it finds all below.
@@ -287,40 +322,60 @@ impl SkipList {
     }
 }
 
-/// A search under way in a list that outlives it.
-struct Walk<'a> {
-    key: &'a [u8],
+/// The writer's search for a key's place, under way.
+struct Walk {
+    /// [`bloom::hash`] of the key.
+    hash: u64,
+    /// At each level it has left, the last cell before the key; the head on the others.
+    before: [*mut Cell; HEIGHT_MAX],
     /// The last cell before the key that was met.
     at: *mut Cell,
     /// The one to be looked at next, which is being fetched; null at the end. At the beginning the head, which has no key and
     /// so is before all.
     next: *mut Cell,
     level: usize,
+    has_arrived: bool,
 }
 
-impl Walk<'_> {
+impl Walk {
+    fn new(key: &[u8], head: *mut Cell, top: usize) -> Self {
+        let hash = bloom::hash(key);
+        Self { hash, before: [head; HEIGHT_MAX], at: head, next: head, level: top, has_arrived: false }
+    }
+
     /// Goes on as far as it can without waiting for memory. False once it has arrived.
-    fn step(&mut self) -> bool {
-        // SAFETY: `next` is null or a cell that was linked, so complete, and lives as long as the list.
-        if unsafe { entry_of(self.next) }.is_some_and(|entry| entry.key < self.key) {
-            self.at = self.next;
-        } else if self.level == 0 {
+    fn step(&mut self, key: &[u8]) -> bool {
+        if self.has_arrived {
             return false;
-        } else {
-            self.level -= 1;
+        }
+        // SAFETY: `next` is null or a cell that was linked, so complete, and lives as long as the list.
+        if unsafe { entry_of(self.next) }.is_some_and(|entry| entry.key < key) {
+            self.at = self.next;
+        } else if !self.descend() {
+            return false;
         }
         let beyond = self.next;
         loop {
             // SAFETY: `at` is the head or was reached at this level or above, so its tower is high enough.
             self.next = unsafe { link_of(self.at, self.level) }.load(Ordering::Acquire);
-            if self.next != beyond || self.level == 0 {
+            if self.next != beyond {
                 break;
             }
-            self.level -= 1; // it is beyond on this level, too
+            if !self.descend() {
+                return false; // it is beyond on this level, too
+            }
         }
         prefetch(self.next);
         prefetch(self.next.wrapping_byte_add(CACHE_LINE)); // where the key of a high tower begins, or goes on
         true
+    }
+
+    /// Leaves a level for the one below. False if there is none: it has arrived.
+    fn descend(&mut self) -> bool {
+        self.before[self.level] = self.at;
+        self.has_arrived = self.level == 0;
+        self.level = self.level.saturating_sub(1);
+        !self.has_arrived
     }
 }
 
@@ -366,6 +421,13 @@ impl SkipCursor {
         if !self.at.is_null() {
             // SAFETY: a cell of the list; every tower has a level 0.
             self.at = unsafe { link_of(self.at, 0) }.load(Ordering::Acquire);
+        }
+        if !self.at.is_null() {
+            // Most go on: what is behind is fetched while this entry is made use of.
+            // SAFETY: as above.
+            let behind = unsafe { link_of(self.at, 0) }.load(Ordering::Relaxed);
+            prefetch(behind);
+            prefetch(behind.wrapping_byte_add(CACHE_LINE));
         }
     }
 
@@ -487,6 +549,10 @@ mod tests {
     /// Bytes of an index with a few buckets.
     const SIZE: usize = 1 << 10;
 
+    fn insert(list: &SkipList, entry: &EntryRef<'_>) -> Inserted {
+        list.insert(std::slice::from_ref(entry))[0]
+    }
+
     fn get<'a>(list: &'a SkipList, key: &[u8]) -> Option<EntryRef<'a>> {
         list.get(key, bloom::hash(key))
     }
@@ -512,7 +578,7 @@ mod tests {
             entry("b", 5, Some("y")),
             entry("a", 12, Some("")),
         ] {
-            assert!(list.insert(&e).is_new);
+            assert!(insert(&list, &e).is_new);
         }
         let seen: Vec<_> = all(&list);
         let text = |s: &str| Some(s.as_bytes().to_vec());
@@ -534,7 +600,7 @@ mod tests {
     #[test]
     fn an_insert_reports_the_newest_record_that_overtook_it() {
         let list = SkipList::new(SIZE, 1);
-        let newest = |e: EntryRef<'static>| list.insert(&e).overtaken_by.map(Timestamp::as_u64);
+        let newest = |e: EntryRef<'static>| insert(&list, &e).overtaken_by.map(Timestamp::as_u64);
         assert_eq!(newest(entry("k", 5, Some("v"))), None);
         assert_eq!(newest(entry("k", 7, Some("v"))), None);
         assert_eq!(newest(entry("k", 3, Some("v"))), Some(7));
@@ -545,9 +611,9 @@ mod tests {
     #[test]
     fn the_same_entry_twice_is_kept_once() {
         let list = Arc::new(SkipList::new(SIZE, 1));
-        assert!(list.insert(&entry("k", 5, Some("v"))).is_new);
+        assert!(insert(&list, &entry("k", 5, Some("v"))).is_new);
         let bytes = list.bytes();
-        assert!(!list.insert(&entry("k", 5, Some("v"))).is_new);
+        assert!(!insert(&list, &entry("k", 5, Some("v"))).is_new);
         assert_eq!((list.len(), list.bytes()), (1, bytes));
     }
 
@@ -571,7 +637,7 @@ mod tests {
         }
         for a in &records {
             let list = SkipList::new(SIZE, 1);
-            list.insert(&as_entry(a));
+            insert(&list, &as_entry(a));
             assert_eq!(get(&list, b"k").map(|entry| entry.to_record()).as_ref(), Some(a));
             for b in &records {
                 assert_eq!(as_entry(a).order(&as_entry(b)), b.precedence(a), "{a:?} {b:?}");
@@ -581,29 +647,41 @@ mod tests {
 
     /// Half of the lists have a single bucket: its chain grows longer than a get will walk.
     #[test]
-    fn the_list_equals_a_sorted_set_whatever_the_seed() {
+    fn the_list_equals_a_sorted_set_whatever_the_seed_and_however_many_are_inserted_at_once() {
         let rounds = if cfg!(miri) { 2 } else { 40 };
         for seed in 0..rounds {
             let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
             let list = Arc::new(SkipList::new(if seed % 2 == 0 { 0 } else { SIZE }, seed));
             let mut model = std::collections::BTreeSet::new();
-            for _ in 0..if cfg!(miri) { 60 } else { 500 } {
-                let key = vec![b'a' + (rng.next_u64() % 20) as u8; (rng.next_u64() % 4) as usize];
-                let timestamp = rng.next_u64() % 20;
-                let value = (!rng.next_u64().is_multiple_of(3)).then(|| vec![(rng.next_u64() % 3) as u8; 2]);
-                let inserted = list.insert(&EntryRef {
-                    key: &key,
-                    timestamp: Timestamp::from_u64(timestamp),
-                    value: value.as_deref(),
-                    content_type: None,
-                    expires_at: None,
-                });
-                let order = (key.clone(), Reverse((timestamp, value.is_none(), value.clone())));
-                assert_eq!(inserted.is_new, model.insert(order), "seed {seed}");
-                let (_, Reverse(newest)) = model.iter().find(|(other, _)| *other == key).expect("inserted");
-                let is_overtaken = *newest != (timestamp, value.is_none(), value);
-                let newest = is_overtaken.then_some(Timestamp::from_u64(newest.0));
-                assert_eq!(inserted.overtaken_by, newest, "seed {seed}");
+            for _ in 0..if cfg!(miri) { 10 } else { 100 } {
+                let records: Vec<_> = (0..rng.next_u64() % 12)
+                    .map(|_| {
+                        let key = vec![b'a' + (rng.next_u64() % 20) as u8; (rng.next_u64() % 4) as usize];
+                        let timestamp = rng.next_u64() % 20;
+                        let has_value = !rng.next_u64().is_multiple_of(3);
+                        (key, timestamp, has_value.then(|| vec![(rng.next_u64() % 3) as u8; 2]))
+                    })
+                    .collect();
+                let entries: Vec<_> = records
+                    .iter()
+                    .map(|(key, timestamp, value)| EntryRef {
+                        key,
+                        timestamp: Timestamp::from_u64(*timestamp),
+                        value: value.as_deref(),
+                        content_type: None,
+                        expires_at: None,
+                    })
+                    .collect();
+                let inserted = list.insert(&entries);
+                for ((key, timestamp, value), inserted) in records.iter().cloned().zip(inserted) {
+                    let order = (key.clone(), Reverse((timestamp, value.is_none(), value.clone())));
+                    assert_eq!(inserted.is_new, model.insert(order), "seed {seed}");
+                    let (_, Reverse(newest)) =
+                        model.iter().find(|(other, _)| *other == key).expect("inserted");
+                    let is_overtaken = *newest != (timestamp, value.is_none(), value);
+                    let newest = is_overtaken.then_some(Timestamp::from_u64(newest.0));
+                    assert_eq!(inserted.overtaken_by, newest, "seed {seed}");
+                }
             }
             let expected: Vec<_> = model.into_iter().map(|(k, Reverse((t, _, v)))| (k, t, v)).collect();
             assert_eq!(all(&list), expected, "seed {seed}");
@@ -647,13 +725,9 @@ mod tests {
         for number in 0..entries {
             let key = (rng.next_u64() % 1_000).to_be_bytes();
             let value = number.to_string().into_bytes();
-            list.insert(&EntryRef {
-                key: &key,
-                timestamp: Timestamp::from_u64(number),
-                value: Some(&value),
-                content_type: None,
-                expires_at: None,
-            });
+            let timestamp = Timestamp::from_u64(number);
+            let value = Some(&value[..]);
+            insert(&list, &EntryRef { key: &key, timestamp, value, content_type: None, expires_at: None });
             announced.store(number as usize + 1, Ordering::Release);
         }
         for reader in readers {
@@ -697,13 +771,11 @@ mod tests {
             let readers = [reader.clone(), reader].map(std::thread::spawn);
             for number in 0..entries {
                 let key = (number % keys).to_be_bytes();
-                list.insert(&EntryRef {
-                    key: &key,
-                    timestamp: Timestamp::from_u64(number + 1),
-                    value: None,
-                    content_type: None,
-                    expires_at: None,
-                });
+                let timestamp = Timestamp::from_u64(number + 1);
+                insert(
+                    &list,
+                    &EntryRef { key: &key, timestamp, value: None, content_type: None, expires_at: None },
+                );
                 announced.store(number + 1, Ordering::Release);
             }
             for reader in readers {

@@ -95,7 +95,7 @@ impl Shared {
             Step::Stalled => {
                 self.queue.park();
                 // Progress made before the line above found a job running and kicked nothing.
-                if self.pace() != Pace::Stop {
+                if self.pace(self.is_full()) != Pace::Stop {
                     self.kick();
                 }
             }
@@ -122,14 +122,15 @@ impl Shared {
             self.refuse_group(&error);
             return Step::Taken;
         }
-        let pace = self.pace();
+        let is_full = self.is_full(); // only this job fills and seals it
+        let pace = self.pace(is_full);
         let was_throttled = self.health.throttled.swap(!matches!(pace, Pace::Go(_)), Ordering::Relaxed);
         if !was_throttled && !matches!(pace, Pace::Go(_)) {
             self.counters.throttles.fetch_add(1, Ordering::Relaxed);
         }
         let pace = match pace {
             Pace::Stop if self.has_background_work() => return Step::Stalled,
-            Pace::Stop => self.pace(), // what was running may have ended between the two looks: then there is room
+            Pace::Stop => self.pace(is_full), // what was running may have ended between the two looks: then there is room
             pace => pace,
         };
         let (Pace::Go(bytes_max) | Pace::Slow(bytes_max)) = pace else {
@@ -139,13 +140,13 @@ impl Shared {
             self.resume_background();
             return Step::Taken;
         };
-        self.write_group(bytes_max);
+        self.write_group(bytes_max, is_full);
         Step::Taken
     }
 
-    fn pace(&self) -> Pace {
+    fn pace(&self, is_full: bool) -> Pace {
         let sealed = self.memory.load().sealed.len();
-        pace(self.versions.current().l0_files(), self.options.l0_files_max, sealed, self.is_full())
+        pace(self.versions.current().l0_files(), self.options.l0_files_max, sealed, is_full)
     }
 
     /// Whether the active memtable or its log has reached its size.
@@ -174,11 +175,9 @@ impl Shared {
         }
     }
 
-    /// Takes a group all the way.
-    fn write_group(self: &Arc<Self>, bytes_max: usize) {
-        if self.is_full()
-            && let Err(failure) = self.seal()
-        {
+    /// Takes a group all the way; seals what is full first.
+    fn write_group(self: &Arc<Self>, bytes_max: usize, is_full: bool) {
+        if is_full && let Err(failure) = self.seal() {
             return self.fail_group(self.queue.take_group(bytes_max), &failure);
         }
         let group = self.queue.take_group(bytes_max);

@@ -127,12 +127,11 @@ async fn write_chunk(
     how: How,
     permit: InflightPermit,
 ) -> Result<Met, WriteError> {
-    let outlooks =
-        shared.check_writable(shared.ring.primaries(chunk.range), chunk.range, how.needed, how.mode)?;
-    let items = chunk.places.iter().map(|place| items[*place as usize].clone()).collect();
     let How { needed, mode } = how;
     let range = chunk.range;
-    WriteOp { shared: shared.clone(), range, outlooks, items, needed, mode, _permit: permit }.start().await
+    shared.check_writable(range, needed, mode)?;
+    let items = chunk.places.iter().map(|place| items[*place as usize].clone()).collect();
+    WriteOp { shared: shared.clone(), range, items, needed, mode, _permit: permit }.start().await
 }
 
 /// The receipt of a batch of which nothing was sent.

@@ -16,7 +16,7 @@ use super::api::{
 use super::checkpoint::{CheckpointError, CheckpointInfo, CheckpointName};
 use super::hot_keys::{Access, Hottest};
 use super::quorum::QuorumMode;
-use super::shared::{LoadSource, Outlook, PerReplica, Phase, Shared};
+use super::shared::{LoadSource, Outlook, Phase, Shared};
 use super::{batch, read, scan, write_groups};
 use crate::cluster::{RangeId, Ring, Token};
 use crate::engine::EngineStats;
@@ -64,7 +64,7 @@ impl Coordinator {
         let how = self.how(options);
         let range = shared.ring.range_of(Token::of(key.as_bytes()));
         shared.check_serving()?;
-        shared.check_writable(shared.ring.primaries(range), range, how.needed, how.mode)?;
+        shared.check_writable(range, how.needed, how.mode)?;
         let permit = shared.admit(batch::weight(&key, &mutation))?;
         let record = mutation.at(self.tick().await?);
         write_groups::write(shared, range, how, (key, record), permit).await
@@ -307,31 +307,31 @@ impl Mutation {
 }
 
 impl Shared {
-    /// What is expected of these replicas, if a write to them may start.
+    /// Whether a write to the replicas of a range may start.
     ///
     /// # Errors
     /// Fewer nodes than the quorum are known to be reachable and to count, or this clock is behind.
     pub(super) fn check_writable(
         &self,
-        replicas: &[NodeId],
         range: RangeId,
         needed: usize,
         mode: QuorumMode,
-    ) -> Result<PerReplica<Outlook>, NotSent> {
+    ) -> Result<(), NotSent> {
         if self.is_clock_behind() {
             return Err(NotSent::ClockBehind);
         }
+        let replicas = self.ring.primaries(range);
         let outlooks = self.outlooks(replicas, Instant::now());
         let mut reachable = outlooks.iter().filter(|outlook| **outlook == Outlook::Counts).count();
         if reachable >= needed {
-            return Ok(outlooks);
+            return Ok(());
         }
         if mode == QuorumMode::Sloppy {
             let list = self.ring.preference_list(range);
             reachable += list.fallbacks().iter().filter(|node| !self.is_known_down(node)).count();
         }
         if reachable >= needed || self.env.planted.has(Mistake::HintCountsAsAck) {
-            return Ok(outlooks);
+            return Ok(());
         }
         Err(NotSent::TooFewReplicas { needed, reachable, total: replicas.len() })
     }

@@ -28,7 +28,7 @@ use super::api::{Acks, WriteError};
 use super::peers::Failure;
 use super::quorum::{QuorumMode, QuorumTracker, Reply, Verdict};
 use super::replica::{Applied, apply, restamp};
-use super::shared::{InflightPermit, Outlook, PerReplica, Shared, count};
+use super::shared::{InflightPermit, Shared, count};
 use crate::cluster::RangeId;
 use crate::engine::Written;
 use crate::env::Mistake;
@@ -43,8 +43,6 @@ pub(super) struct WriteOp {
     pub shared: Arc<Shared>,
     /// A range whose replicas all of the items have.
     pub range: RangeId,
-    /// What is expected of its replicas, in their order.
-    pub outlooks: PerReplica<Outlook>,
     /// What to write: at least one item.
     pub items: Vec<(Key, Record)>,
     /// W.
@@ -143,8 +141,8 @@ impl WriteOp {
             answer: Some(answer),
         };
         let mut steps = Few::with_capacity(replicas.len());
-        for (replica, outlook) in self.outlooks.iter().enumerate() {
-            if *outlook == Outlook::Down {
+        for (replica, node) in replicas.iter().enumerate() {
+            if shared.is_known_down(node) {
                 progress.tracker.on_reply(replica, Reply::Failed);
                 progress.causes.push((replica, Failure::KnownDown));
                 progress.hints_awaited += 1;

@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::api::{WriteError, WriteReceipt};
 use super::batch::How;
@@ -113,8 +112,7 @@ impl Group {
     async fn run(self, shared: Arc<Shared>, Common { needed, mode, .. }: Common) {
         let Self { range, items, answers, permit } = self;
         let timestamps: Vec<_> = items.iter().map(|(_, record)| record.timestamp()).collect();
-        let outlooks = shared.outlooks(shared.ring.primaries(range), Instant::now());
-        let outcome = WriteOp { shared, range, outlooks, items, needed, mode, _permit: permit }.start().await;
+        let outcome = WriteOp { shared, range, items, needed, mode, _permit: permit }.start().await;
         for (place, (answer, timestamp)) in answers.into_iter().zip(timestamps).enumerate() {
             let own = match &outcome {
                 Ok(Met { acks, overtaken }) => {

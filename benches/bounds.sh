@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 KEYS="${KEYS:-1000000}" SECONDS_EACH="${SECONDS_EACH:-10}" ROUNDS="${ROUNDS:-5}"
 build
-[ -n "${KVSTORE_SKIP_BUILD:-}" ] || cargo build --release --quiet --example bare_http
+build_bare
 NODE_COUNT=4 choose_ports # three of a ring, and the bare server
 temporary_data
 
@@ -43,7 +43,6 @@ for ((page = 1; page <= 100; page++)); do
   pages+=("$(awk -v s="$out" 'BEGIN { printf "%.2f", s * 1000 }')")
   cursor=$(tr -d '\r' <"$DATA_DIR/head" | sed -n 's/^[Xx]-[Nn]ext-[Cc]ursor: //p')
 done
-median() { sort -g | awk '{ v[++n] = $1 } END { print v[int((n + 1) / 2)] }'; }
 say "a page of 1,000: median of pages 1 to 20 $(printf '%s\n' "${pages[@]:0:20}" | median) ms, of pages 81 to 100 $(printf '%s\n' "${pages[@]:80}" | median) ms"
 say "a node now: $(resident 1 VmRSS) MiB, $(resident 1 VmHWM) MiB at most"
 stop_ring
@@ -52,10 +51,8 @@ step "Tails at 70% of the peak, medians of $ROUNDS rounds; memtables of 8 MiB, s
 NODE_ENV=(MEMTABLE_SIZE=8MiB)
 rm -rf "${DATA_DIR:?}"/node*
 start_ring
-"${BIN%/kvstore}/examples/bare_http" "${PORTS[4]}" >"$DATA_DIR/bare.log" 2>&1 &
-PIDS[4]=$!
+start_bare 4
 NODE_COUNT=4 # it is stopped with the others
-eventually 5 port_taken "${PORTS[4]}"
 # tail_of WHAT SERVER OPTION…: peak, then 70% of it. A line of SERVER RATE P50 P99 P999 in $DATA_DIR/tails.
 tail_of() {
   local what=$1 server=$2 load out peak
@@ -73,8 +70,8 @@ tails() {
 for what in put get; do
   rm -f "$DATA_DIR/tails"
   writer=""
-  if [ "$what" = get ]; then # flushes go on while it is read
-    bench --targets "$(url 2)" --connections 4 --duration "$((ROUNDS * (SECONDS_EACH + 6)))s" --read-percent 0 --rate 2000 >/dev/null &
+  if [ "$what" = get ]; then # flushes go on while it is read: 4,000 items a second, in batches, which share their syncs
+    bench --targets "$(url 2)" --connections 1 --duration "$((ROUNDS * (SECONDS_EACH + 6)))s" --read-percent 0 --batch 100 --rate 40 >/dev/null &
     writer=$!
   fi
   flushes=$(metric 1 flushes) compactions=$(metric 1 compactions)

@@ -3,7 +3,8 @@
 # Prints tables in Markdown: medians of ROUNDS rounds, servers in shuffled order in each.
 #
 #   ROUNDS=5 REQUESTS=100000 SECONDS_EACH=5   the defaults
-#   SERVERS="bare one three etcd"             which; etcd (three nodes) only where it is installed
+#   SERVERS="bare one three etcd"             which; etcd (three nodes) only where it is installed; "unsynced" is three nodes more,
+#                                             for which every sync is done at once: what the disk costs (needs cc)
 #
 # Needs hey for its rows, wrk for its, and etcd for its server; rows without their tool are left out.
 # The processor time is that of all servers of a kind together, and of the client, per request answered.
@@ -18,15 +19,14 @@ installed() { command -v "$1" >/dev/null 2>&1; }
 installed etcd || SERVERS="${SERVERS/etcd/}"
 
 build
-cargo build --release --quiet --example bare_http
-NODE_COUNT=11 choose_ports # three of a ring, one alone, one bare, three of etcd with two ports each
+build_bare
+NODE_COUNT=14 choose_ports # three of a ring, one alone, one bare, three of etcd with two ports each, three unsynced
 temporary_data
 start_ring
-NODE_COUNT=8 # so that all are stopped at the end
+NODE_COUNT=14 # so that all are stopped at the end
 "$BIN" -port "${PORTS[4]}" -dir "$DATA_DIR/alone" >"$DATA_DIR/alone.log" 2>&1 &
 PIDS[4]=$!
-"${BIN%/kvstore}/examples/bare_http" "${PORTS[5]}" >"$DATA_DIR/bare.log" 2>&1 &
-PIDS[5]=$!
+start_bare 5
 if [[ "$SERVERS" == *etcd* ]]; then
   cluster="e6=http://127.0.0.1:${PORTS[9]},e7=http://127.0.0.1:${PORTS[10]},e8=http://127.0.0.1:${PORTS[11]}"
   for i in 6 7 8; do
@@ -36,11 +36,20 @@ if [[ "$SERVERS" == *etcd* ]]; then
     PIDS[i]=$!
   done
 fi
+if [[ "$SERVERS" == *unsynced* ]]; then
+  printf 'int fsync(int file) { return 0; }\nint fdatasync(int file) { return 0; }\n' | cc -shared -fPIC -x c -o "$DATA_DIR/unsynced.so" -
+  for i in 12 13 14; do
+    peers=$(for j in 12 13 14; do [ "$i" = "$j" ] || printf 'localhost:%s,' "${PORTS[j]}"; done)
+    LD_PRELOAD="$DATA_DIR/unsynced.so" "$BIN" -port "${PORTS[i]}" -peers "${peers%,}" -dir "$DATA_DIR/unsynced$i" >"$DATA_DIR/unsynced$i.log" 2>&1 &
+    PIDS[i]=$!
+  done
+  for i in 12 13 14; do wait_ready "$i"; done
+  wait_state 12 13 up && wait_state 12 14 up
+fi
 wait_ready 4
-eventually 5 port_taken "${PORTS[5]}"
 
-declare -A URL=([bare]="$(url 5)" [one]="$(url 4)" [three]="$(url 1)" [etcd]="$(url 6)")
-declare -A MEMBERS=([bare]="5" [one]="4" [three]="1 2 3" [etcd]="6 7 8")
+declare -A URL=([bare]="$(url 5)" [one]="$(url 4)" [three]="$(url 1)" [etcd]="$(url 6)" [unsynced]="$(url 12)")
+declare -A MEMBERS=([bare]="5" [one]="4" [three]="1 2 3" [etcd]="6 7 8" [unsynced]="12 13 14")
 RESULTS="$DATA_DIR/results"
 
 # cpu_of SERVER: processor time of its processes so far, in ticks of 10 ms.
@@ -114,7 +123,8 @@ run_bench() { # WORKLOAD SERVER READ_PERCENT
 
 JSON=(-H "Content-Type: application/json" -m POST)
 KEY=$(printf hey | base64) VALUE=$(printf data | base64)
-for server in one three; do
+for server in one three unsynced; do
+  [[ " $SERVERS " == *" $server "* ]] || continue
   fill "$server"
   curl -s -o /dev/null -X POST "${URL[$server]}/put" -d '{"key":"hey","value":"data"}'
 done
@@ -163,8 +173,8 @@ sort -t$'\t' -k1,1 -k2,2 -k3,3g "$RESULTS" | awk -F'\t' '
     print "| workload | server | requests/s | ratio to bare | p50 ms | p99 ms | p99.9 ms | µs of server | µs of client |"
     print "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     count = split("hey put, one key;hey get, one key;put, unique keys;get, random keys;wrk put, unique keys;wrk get, random keys", order, ";")
-    split("bare one three etcd", servers, " ")
-    for (i = 1; i <= count; i++) for (j = 1; j <= 4; j++) if ((order[i], servers[j]) in line) {
+    split("bare one three unsynced etcd", servers, " ")
+    for (i = 1; i <= count; i++) for (j = 1; j <= 5; j++) if ((order[i], servers[j]) in line) {
       split(line[order[i], servers[j]], f, "\t")
       printf "| %s | %s | %d | %.2f | %.2f | %.2f | %.2f | %.1f | %.1f |\n", order[i], servers[j], f[1], median_ratio(order[i], servers[j]), f[2], f[3], f[4], f[5], f[6]
     }

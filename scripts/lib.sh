@@ -41,6 +41,9 @@ need() { command -v "$1" >/dev/null 2>&1 || die "$1 is needed and was not found"
 
 now_ms() { date +%s%3N; }
 
+# median: that of numbers, a line each.
+median() { sort -g | awk '{ v[++n] = $1 } END { print v[int((n + 1) / 2)] }'; }
+
 # rate COUNT MILLISECONDS: events a second.
 rate() { awk -v n="$1" -v ms="$2" 'BEGIN { print int(n * 1000 / (ms + (ms == 0))) }'; }
 
@@ -48,6 +51,12 @@ build() {
   need cargo; need curl; need awk; need gzip
   [ -n "${KVSTORE_SKIP_BUILD:-}" ] || cargo build --release --quiet --bin kvstore
   [ -x "$BIN" ] || die "$BIN was not built"
+}
+
+# build_bare: the server that answers `OK` to everything, for benchmarks.
+build_bare() {
+  [ -n "${KVSTORE_SKIP_BUILD:-}" ] || cargo build --release --quiet --example bare_http
+  [ -x "${BIN%/kvstore}/examples/bare_http" ] || die "examples/bare_http was not built"
 }
 
 port_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
@@ -90,6 +99,13 @@ start_node() {
   mkdir -p "$dir"
   env "${NODE_ENV[@]}" "$BIN" -port "${PORTS[$1]}" -peers "$(peers_of "$1")" -dir "$dir" >>"$dir/output.log" 2>&1 &
   PIDS[$1]=$!
+}
+
+# start_bare I: starts the bare server on port I, and waits until it is there.
+start_bare() {
+  "${BIN%/kvstore}/examples/bare_http" "${PORTS[$1]}" >"$DATA_DIR/bare.log" 2>&1 &
+  PIDS[$1]=$!
+  eventually 5 port_taken "${PORTS[$1]}" || die "the bare server did not start"
 }
 
 # wait_ready I [SECONDS]: until node I answers /readyz with 200.

@@ -38,13 +38,10 @@ if [[ "$SERVERS" == *etcd* ]]; then
 fi
 if [[ "$SERVERS" == *unsynced* ]]; then
   printf 'int fsync(int file) { return 0; }\nint fdatasync(int file) { return 0; }\n' | cc -shared -fPIC -x c -o "$DATA_DIR/unsynced.so" -
-  for i in 12 13 14; do
-    peers=$(for j in 12 13 14; do [ "$i" = "$j" ] || printf 'localhost:%s,' "${PORTS[j]}"; done)
-    LD_PRELOAD="$DATA_DIR/unsynced.so" "$BIN" -port "${PORTS[i]}" -peers "${peers%,}" -dir "$DATA_DIR/unsynced$i" >"$DATA_DIR/unsynced$i.log" 2>&1 &
-    PIDS[i]=$!
-  done
+  NODE_ENV=("LD_PRELOAD=$DATA_DIR/unsynced.so")
+  for i in 12 13 14; do start_node "$i" 12 13 14; done
   for i in 12 13 14; do wait_ready "$i"; done
-  wait_state 12 13 up && wait_state 12 14 up
+  for i in 13 14; do wait_state 12 "$i" up || die "node 12 does not see node $i"; done
 fi
 wait_ready 4
 

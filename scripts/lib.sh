@@ -85,19 +85,23 @@ require_ports() {
 
 url() { printf 'http://127.0.0.1:%s' "${PORTS[$1]}"; }
 
+# peers_of I [MEMBER…]: who node I is told about: the other members, all nodes where none are named.
 peers_of() {
-  local i list=""
-  for ((i = 1; i <= NODE_COUNT; i++)); do
-    [ "$i" = "$1" ] || list+="${list:+,}localhost:${PORTS[i]}"
+  local own=$1 i list=""
+  shift
+  # shellcheck disable=SC2046  # numbers
+  [ $# -gt 0 ] || set -- $(seq "$NODE_COUNT")
+  for i in "$@"; do
+    [ "$i" = "$own" ] || list+="${list:+,}localhost:${PORTS[i]}"
   done
   printf '%s' "$list"
 }
 
-# start_node I: starts node I on its port and directory; does not wait.
+# start_node I [MEMBER…]: starts node I on its port and directory, in a ring of these; does not wait.
 start_node() {
   local dir="$DATA_DIR/node$1"
   mkdir -p "$dir"
-  env "${NODE_ENV[@]}" "$BIN" -port "${PORTS[$1]}" -peers "$(peers_of "$1")" -dir "$dir" >>"$dir/output.log" 2>&1 &
+  env "${NODE_ENV[@]}" "$BIN" -port "${PORTS[$1]}" -peers "$(peers_of "$@")" -dir "$dir" >>"$dir/output.log" 2>&1 &
   PIDS[$1]=$!
 }
 

@@ -40,6 +40,7 @@ const SLOWDOWN_FACTOR: usize = 2;
 const STOP_FACTOR: usize = 3;
 /// A slowed-down group has at least this many bytes.
 const SLOW_BYTES_MIN: usize = 16 << 10;
+
 /// How fast writers may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {

@@ -339,7 +339,8 @@ impl Shared {
 
     /// Puts what the logs held into a table, so that all that is served from now on is durable, and removes them.
     fn settle(&self, recovered: Recovered, opened: Opened) -> Result<Recovery, Error> {
-        let Recovered { memtable, frames, newest, mut damage, last, logs } = recovered;
+        let Recovered { memtable, frames, mut damage, last, logs } = recovered;
+        let newest = memtable.newest().max(opened.newest);
         damage.splice(0..0, opened.damage);
         let log_number_after = self.memory.load().active.log_number();
         let settled = if memtable.is_empty() {
@@ -371,7 +372,7 @@ impl Shared {
         Ok(Recovery {
             frames_replayed: frames,
             tables: opened.tables,
-            newest: newest.max(opened.newest),
+            newest,
             created: opened.created,
             damage,
         })

@@ -18,11 +18,8 @@ use smallvec::SmallVec;
 
 use super::Error;
 use super::iter::{EntryRef, InternalIterator};
-use super::skiplist::{SkipCursor, SkipList};
+use super::skiplist::{SIDE_BY_SIDE, SkipCursor, SkipList};
 use crate::types::{Key, Record, Timestamp};
-
-/// Records whose places are searched for side by side: enough to fill the time that one waits for memory.
-const SIDE_BY_SIDE: usize = 16;
 
 /// A skiplist of records, the number of its log, and the timestamps between which they lie.
 #[derive(Debug)]
@@ -57,9 +54,9 @@ impl Memtable {
     /// Adds records, one after another. Returns those whose key's newest record here wins over them, by their places, with that
     /// one's timestamp.
     pub fn insert(&self, items: &[(Key, Record)]) -> Vec<(u32, Timestamp)> {
+        self.widen(items);
         let mut overtaken = Vec::new();
         for (chunk, items) in items.chunks(SIDE_BY_SIDE).enumerate() {
-            self.widen(items);
             let entries: SmallVec<[_; SIDE_BY_SIDE]> =
                 items.iter().map(|(key, record)| EntryRef::of(key.as_bytes(), record)).collect();
             for (place, inserted) in self.list.insert(&entries).iter().enumerate() {

@@ -23,7 +23,6 @@ use super::wal::{self, Opening};
 use super::{Error, Options, WriteBatch};
 use crate::env::vfs::read_file;
 use crate::env::{Env, Mistake};
-use crate::types::Timestamp;
 
 /// What the logs hold.
 #[derive(Debug)]
@@ -32,8 +31,6 @@ pub struct Recovered {
     pub memtable: Memtable,
     /// Frames that went into it.
     pub frames: u64,
-    /// The newest timestamp among them.
-    pub newest: Timestamp,
     /// What was lost to damage.
     pub damage: Vec<String>,
     /// The number and the end of the last log, as the next log's opening frame names it.
@@ -57,7 +54,6 @@ pub fn recover(
     let mut recovered = Recovered {
         memtable: Memtable::new(log_number, options.memtable_size, seed),
         frames: 0,
-        newest: Timestamp::ZERO,
         damage: Vec::new(),
         last: Opening::default(),
         logs: logs.clone(),
@@ -142,8 +138,6 @@ impl Recovered {
 
     fn apply(&mut self, batch: &WriteBatch) {
         self.frames += 1;
-        let newest = batch.items().iter().map(|(_, record)| record.timestamp()).max();
-        self.newest = self.newest.max(newest.unwrap_or(Timestamp::ZERO));
         self.memtable.insert(batch.items());
     }
 }

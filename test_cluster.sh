@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole suite: `cargo test`, then scenarios on a ring of three real processes.
+# The whole suite: all tests, each with a limit on its time, then scenarios on a ring of three real processes.
 #
 #   ./test_cluster.sh              both
 #   ./test_cluster.sh --cluster    the scenarios alone
@@ -13,8 +13,8 @@ cd "$(dirname "$0")"
 
 case "${1:-}" in
   "" | --all)
-    step "cargo test"
-    cargo test --all-features
+    step "All tests"
+    run_tests
     build
     [ "${1:-}" = --all ] && more=(deploy api page compose) || more=()
     for script in "${more[@]}"; do

@@ -11,6 +11,8 @@ PORTS=()     # PORTS[i]: node i's port, from 1
 PIDS=()      # PIDS[i]: node i's process, empty while it is down
 DATA_DIR=""  # holds node1, node2, …
 NODE_ENV=()  # settings for every node, NAME=value
+STOP_SECONDS="${STOP_SECONDS:-30}"  # how long a node may take to stop
+SUITE_SECONDS="${SUITE_SECONDS:-900}"  # how long all tests together may take where they have no limits of their own
 FAILED=0
 PASSED=0
 
@@ -51,6 +53,46 @@ build() {
   need cargo; need curl; need awk; need gzip
   [ -n "${KVSTORE_SKIP_BUILD:-}" ] || cargo build --release --quiet --bin kvstore
   [ -x "$BIN" ] || die "$BIN was not built"
+}
+
+# limited SECONDS COMMAND…: runs a command in a process group of its own, and ends the whole group when the time is up.
+limited() {
+  local limit=$1 job status=0
+  shift
+  set -m
+  "$@" </dev/null &
+  job=$!
+  set +m
+  # shellcheck disable=SC2064  # the group's number is that of now
+  trap "kill -TERM -- -$job 2>/dev/null; exit 130" INT TERM
+  local deadline=$((SECONDS + limit))
+  while kill -0 "$job" 2>/dev/null; do
+    if [ "$SECONDS" -ge "$deadline" ]; then
+      say "${RED}error:${PLAIN} not done within $limit s, ended: $*"
+      kill -TERM -- "-$job" 2>/dev/null || true
+      sleep 5
+      kill -KILL -- "-$job" 2>/dev/null || true
+      break
+    fi
+    sleep 0.2
+  done
+  wait "$job" || status=$?
+  trap - INT TERM
+  return "$status"
+}
+
+# run_tests: all tests of the package, in limited time. cargo-nextest ends the one test that takes too long and goes on
+# (.config/nextest.toml). Without it the tests together have a limit; libtest names what runs for more than a minute.
+run_tests() {
+  need cargo
+  if cargo nextest --version >/dev/null 2>&1; then
+    limited "$SUITE_SECONDS" cargo test --quiet --all-features --doc
+    cargo nextest run --all-features 2>&1 # last, so that its summary closes the output
+  else
+    say "cargo-nextest is not installed: all tests together have $SUITE_SECONDS s, single tests have no limit"
+    cargo test --all-features --no-run
+    limited "$SUITE_SECONDS" cargo test --all-features
+  fi
 }
 
 # build_bare: the server that answers `OK` to everything, for benchmarks.
@@ -163,12 +205,27 @@ kill_node() {
   PIDS[$1]=""
 }
 
+# wait_end I: waits until node I, which was asked to stop, has ended. One that takes longer than STOP_SECONDS is a failed
+# check and is killed, so that no script waits for it for ever.
+wait_end() {
+  local deadline=$((SECONDS + STOP_SECONDS))
+  while kill -0 "${PIDS[$1]}" 2>/dev/null; do
+    if [ "$SECONDS" -ge "$deadline" ]; then
+      fail "node $1 (process ${PIDS[$1]}) has not stopped within $STOP_SECONDS s of SIGTERM; killed"
+      kill -9 "${PIDS[$1]}" 2>/dev/null || true
+      break
+    fi
+    sleep 0.05
+  done
+  wait "${PIDS[$1]}" 2>/dev/null || true
+  PIDS[$1]=""
+}
+
 # stop_node I: asks it to stop and waits.
 stop_node() {
   [ -n "${PIDS[$1]:-}" ] || return 0
   kill -TERM "${PIDS[$1]}" 2>/dev/null || true
-  wait "${PIDS[$1]}" 2>/dev/null || true
-  PIDS[$1]=""
+  wait_end "$1"
 }
 
 # stop_ring: asks every running node to stop, then waits for all.
@@ -178,8 +235,7 @@ stop_ring() {
     [ -z "${PIDS[i]:-}" ] || kill -TERM "${PIDS[i]}" 2>/dev/null || true
   done
   for ((i = 1; i <= NODE_COUNT; i++)); do
-    [ -z "${PIDS[i]:-}" ] || wait "${PIDS[i]}" 2>/dev/null || true
-    PIDS[i]=""
+    [ -z "${PIDS[i]:-}" ] || wait_end "$i"
   done
 }
 

@@ -294,11 +294,16 @@ impl Answer {
 
 impl Client {
     pub fn to(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect(addr).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self { stream, unread: Vec::new() }
+        Self::try_to(addr).unwrap()
+    }
+
+    /// Connects to a server that may be gone.
+    pub fn try_to(addr: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(addr)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, unread: Vec::new() })
     }
 
     pub fn send(&mut self, raw: impl AsRef<[u8]>) -> io::Result<()> {
@@ -311,6 +316,17 @@ impl Client {
     }
 
     pub fn ask(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        self.try_ask(method, target, headers, body).expect("an answer")
+    }
+
+    /// Asks a server that may be killed meanwhile; `None` when the connection ended before the answer's head.
+    pub fn try_ask(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Option<Answer> {
         let mut raw = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n").into_bytes();
         for (name, value) in headers {
             raw.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
@@ -320,8 +336,8 @@ impl Client {
         }
         raw.extend_from_slice(b"\r\n");
         raw.extend_from_slice(body);
-        self.send(raw).unwrap();
-        self.answer_to(method).expect("an answer")
+        self.send(raw).ok()?;
+        self.answer_to(method)
     }
 
     /// Reads an answer; `None` when the connection ended instead.

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Error;
+use super::commit::Pace;
 use super::commit_queue::FlushDone;
 use super::db::{Memory, Shared};
 use super::memtable::Memtable;
-use super::version::Compaction;
+use super::waiters::{Activity, Ready, Waiters};
 use super::wal;
 use crate::env::Lane;
 use crate::types::Timestamp;
@@ -23,27 +24,27 @@ use crate::types::Timestamp;
 /// Logs kept to be used again.
 const RECYCLED_MAX: usize = 2;
 
-/// What is going on beside the commits.
+/// What is going on beside the commits, who waits for it, and what ends it: all under one lock, so that no waiter can be
+/// registered between the end of the work and the look that would have told it.
 #[derive(Default)]
 pub(super) struct Background {
-    pub flush_running: bool,
-    pub compaction_running: bool,
-    /// A flush or a compaction failed for want of space: none is begun until there is some.
-    pub is_paused: bool,
-    /// A compaction failed: none is begun before a flush has been done, or writers were refused for want of one.
-    pub compaction_failed: bool,
+    flush_running: bool,
+    compaction_running: bool,
+    /// The tables may have changed since a compaction was last looked for.
+    compaction_due: bool,
+    /// Why no flush is begun: the last one failed for want of space.
+    flush_held: Option<Error>,
+    /// Why no compaction is begun: the last one failed. Lifted when a flush has been done, too.
+    compaction_held: Option<Error>,
     /// No more compactions: the engine is shutting down.
-    pub is_stopping: bool,
+    is_stopping: bool,
+    /// Why nothing is begun any more: the engine is poisoned or closed.
+    ended: Option<Error>,
     /// Logs in the directory that hold what is not in tables, in order.
     pub logs: Vec<u64>,
     /// Files of logs that are in tables by now.
     pub recycled: Vec<PathBuf>,
-    /// Told once the memtable of this log, and all before it, is in tables.
-    flush_waiters: Vec<(u64, FlushDone)>,
-    /// Told once no key lies in two levels any more.
-    compact_waiters: Vec<FlushDone>,
-    /// Told once nothing runs any more.
-    stop_waiters: Vec<Box<dyn FnOnce() + Send>>,
+    waiters: Waiters,
 }
 
 /// The share of time for work that nobody waits for.
@@ -65,40 +66,80 @@ impl Background {
     fn is_idle(&self) -> bool {
         !self.flush_running && !self.compaction_running
     }
+
+    /// Has no flush begun before [`Shared::resume_background`].
+    pub fn hold_flush(&mut self, error: Error) {
+        self.flush_held = Some(error);
+    }
+
+    /// Has the tables looked at for a compaction that is due.
+    pub fn look_for_compaction(&mut self) {
+        self.compaction_due = true;
+    }
+
+    /// Takes out whoever has nothing left to wait for. When a stop is over, nothing is begun any more.
+    fn take_ready(&mut self, memory: &Memory) -> Vec<Ready> {
+        if self.is_idle() && self.waiters.wants_stop() {
+            self.ended.get_or_insert(Error::Closed);
+        }
+        let closed = self.is_stopping.then_some(&Error::Closed);
+        let activity = Activity {
+            oldest_sealed: memory.sealed.last().map(|oldest| oldest.log_number()),
+            flushing: self.flush_running,
+            compacting: self.compaction_running,
+            flush_refused: self.ended.as_ref().or(self.flush_held.as_ref()),
+            compaction_refused: self.ended.as_ref().or(closed).or(self.compaction_held.as_ref()),
+        };
+        self.waiters.take_ready(&activity)
+    }
+}
+
+fn tell(ready: Vec<Ready>) {
+    for (done, outcome) in ready {
+        done(outcome);
+    }
 }
 
 impl Shared {
-    /// Begins the flush and the compaction that are due, unless they run already.
-    pub fn schedule_background(self: &Arc<Self>) {
-        let mut background = self.background.lock();
-        if background.is_paused || self.health.poisoned.load(Ordering::Acquire) {
+    /// Begins what is due, and tells whoever has nothing left to wait for. Follows every change of what decides that.
+    pub fn advance_background(self: &Arc<Self>) {
+        let ready = {
+            let mut background = self.background.lock();
+            self.begin_due(&mut background);
+            background.take_ready(&self.memory.load())
+        };
+        tell(ready);
+    }
+
+    fn begin_due(self: &Arc<Self>, background: &mut Background) {
+        if background.ended.is_some() {
             return;
         }
         if !background.flush_running
+            && background.flush_held.is_none()
             && let Some(oldest) = self.memory.load().sealed.last().cloned()
         {
             background.flush_running = true;
             let shared = self.clone();
             self.env.pool.submit(Lane::Background, move || shared.flush_job(&oldest));
         }
-        if !background.compaction_running && !background.compaction_failed && !background.is_stopping {
-            self.schedule_compaction(&mut background);
-        }
-    }
-
-    fn schedule_compaction(self: &Arc<Self>, background: &mut Background) {
-        let wants_all = !background.compact_waiters.is_empty();
-        let picked = if wants_all { self.versions.pick_all() } else { self.versions.pick() };
-        if let Some(compaction) = picked {
+        let is_wanted = background.compaction_due || background.waiters.wants_compaction();
+        if is_wanted
+            && !background.compaction_running
+            && background.compaction_held.is_none()
+            && !background.is_stopping
+        {
             background.compaction_running = true;
+            background.compaction_due = false;
+            let served = background.waiters.take_compact();
             let shared = self.clone();
-            self.env.pool.submit(Lane::Background, move || shared.compaction_job(compaction));
+            self.env.pool.submit(Lane::Background, move || shared.compaction_job(served));
         }
     }
 
-    /// Whether a flush or a compaction is running or can be begun: whoever waits for progress will see some.
+    /// Whether a flush or a compaction is running or has just been begun: whoever waits for progress will see some.
     pub fn has_background_work(self: &Arc<Self>) -> bool {
-        self.schedule_background();
+        self.advance_background();
         !self.background.lock().is_idle()
     }
 
@@ -106,10 +147,16 @@ impl Shared {
     pub fn resume_background(self: &Arc<Self>) {
         {
             let mut background = self.background.lock();
-            background.is_paused = false;
-            background.compaction_failed = false;
+            background.flush_held = None;
+            background.compaction_held = None;
+            background.compaction_due = true;
         }
-        self.schedule_background();
+        self.advance_background();
+    }
+
+    /// Why writes are refused for good, if they are.
+    pub fn ended(&self) -> Option<Error> {
+        self.background.lock().ended.clone()
     }
 
     fn flush_job(self: Arc<Self>, memtable: &Arc<Memtable>) {
@@ -123,24 +170,15 @@ impl Shared {
             Ok(()) => self.take_flushed(memtable, log_number_after),
             Err(error) => self.on_flush_error(error),
         }
-        let told = {
-            let mut background = self.background.lock();
-            background.flush_running = false;
-            let log = memtable.log_number();
-            let is_told = |waiter: &mut (u64, FlushDone)| result.is_err() || waiter.0 <= log;
-            background.flush_waiters.extract_if(.., is_told).collect::<Vec<_>>()
-        };
+        self.background.lock().flush_running = false;
         self.after_background();
-        for (_, done) in told {
-            done(result.clone());
-        }
     }
 
     /// How much of its thread's time a flush may take now: more as the active memtable fills.
     fn flush_share(&self) -> f64 {
         let is_awaited = {
             let background = self.background.lock();
-            background.is_stopping || !background.flush_waiters.is_empty()
+            background.is_stopping || background.waiters.wants_flush()
         };
         let memory = self.memory.load();
         let fill = memory.active.bytes() as f64 / self.options.memtable_size.max(1) as f64;
@@ -148,8 +186,8 @@ impl Shared {
     }
 
     /// How much of its thread's time a compaction may take now: more as tables gather in level 0.
-    fn compaction_share(&self) -> f64 {
-        let is_awaited = !self.background.lock().compact_waiters.is_empty();
+    fn compaction_share(&self, is_awaited: bool) -> f64 {
+        let is_awaited = is_awaited || self.background.lock().waiters.wants_compaction();
         compaction_share(is_awaited, self.versions.current().l0_files(), self.options.l0_files_max)
     }
 
@@ -159,7 +197,8 @@ impl Shared {
         let obsolete: Vec<u64> = {
             let mut background = self.background.lock();
             let memory = self.memory.load();
-            background.compaction_failed = false;
+            background.compaction_held = None;
+            background.compaction_due = true;
             let sealed =
                 memory.sealed.iter().filter(|other| !Arc::ptr_eq(other, memtable)).cloned().collect();
             self.memory.store(Arc::new(Memory { active: memory.active.clone(), sealed }));
@@ -188,18 +227,29 @@ impl Shared {
         }
     }
 
-    fn compaction_job(self: Arc<Self>, compaction: Compaction) {
-        let result = self.versions.run(compaction, &|| self.oldest_in_memory(), &|| self.compaction_share());
+    /// Picks a compaction and runs it. For those whom it is to serve it is one of everything, once: what is written
+    /// meanwhile is not theirs to wait for.
+    fn compaction_job(self: Arc<Self>, served: Vec<FlushDone>) {
+        let picked = if served.is_empty() { self.versions.pick() } else { self.versions.pick_all() };
+        let is_picked = picked.is_some();
+        let result = match picked {
+            Some(compaction) => {
+                let share = || self.compaction_share(!served.is_empty());
+                self.versions.run(compaction, &|| self.oldest_in_memory(), &share)
+            }
+            None if self.background.lock().is_stopping => Err(Error::Closed),
+            None => Ok(()),
+        };
         if let Err(error) = &result {
             self.on_compaction_error(error);
         }
-        let told = {
+        {
             let mut background = self.background.lock();
             background.compaction_running = false;
-            if result.is_err() { std::mem::take(&mut background.compact_waiters) } else { Vec::new() }
-        };
+            background.compaction_due |= is_picked || !served.is_empty();
+        }
         self.after_background();
-        for done in told {
+        for done in served {
             done(result.clone());
         }
     }
@@ -213,9 +263,10 @@ impl Shared {
     }
 
     /// A full disk may have room later; anything else makes what is durable doubtful.
-    fn on_flush_error(&self, error: &Error) {
+    fn on_flush_error(self: &Arc<Self>, error: &Error) {
         if error.is_no_space() {
-            self.wait_for_space("flush", error);
+            self.note_no_space("flush", error);
+            self.background.lock().hold_flush(error.clone());
         } else {
             self.poison(error);
         }
@@ -223,101 +274,205 @@ impl Shared {
 
     /// The inputs of a compaction that failed stay where they are, so only a failed manifest is a reason to stop
     /// writing; damaged inputs are not picked again, and reads tell who meets the damage.
-    fn on_compaction_error(&self, error: &Error) {
+    fn on_compaction_error(self: &Arc<Self>, error: &Error) {
         match error {
             Error::Closed => {}
             Error::Poisoned => self.poison(error),
-            error if error.is_no_space() => self.wait_for_space("compaction", error),
-            error => {
+            // Damage is worked around at once.
+            Error::Corruption { .. } => {
                 tracing::error!(%error, dir = %self.dir.display(), "a compaction failed");
-                // Damage is worked around at once; whatever else it was may still be so.
-                self.background.lock().compaction_failed = !matches!(error, Error::Corruption { .. });
+            }
+            error => {
+                if error.is_no_space() {
+                    self.note_no_space("compaction", error);
+                } else {
+                    tracing::error!(%error, dir = %self.dir.display(), "a compaction failed");
+                }
+                self.background.lock().compaction_held = Some(error.clone());
             }
         }
     }
 
-    fn wait_for_space(&self, what: &'static str, error: &Error) {
+    fn note_no_space(&self, what: &'static str, error: &Error) {
         tracing::warn!(%error, what, "waiting for space");
-        self.background.lock().is_paused = true;
         self.health.out_of_space.store(true, Ordering::Relaxed);
     }
 
-    /// A job has ended: begins what is due now, and tells who waited for that.
+    /// A job has ended: begins what is due now, tells who waited for that, and lets writers go on.
     fn after_background(self: &Arc<Self>) {
-        self.schedule_background();
-        let (compacted, stopped) = {
-            let mut background = self.background.lock();
-            let is_compacted = !background.compaction_running;
-            let compacted =
-                if is_compacted { std::mem::take(&mut background.compact_waiters) } else { Vec::new() };
-            let stopped =
-                if background.is_idle() { std::mem::take(&mut background.stop_waiters) } else { Vec::new() };
-            (compacted, stopped)
-        };
-        for done in compacted {
-            done(Ok(()));
-        }
-        for done in stopped {
-            done();
+        self.advance_background();
+        let is_full = self.memory.load().active.is_full();
+        if matches!(self.pace(is_full), Pace::Go(_)) {
+            self.health.throttled.store(false, Ordering::Relaxed);
         }
         self.kick();
     }
 
     /// Has `waiters` told once all memtables that are sealed now are in tables.
     pub fn when_flushed(self: &Arc<Self>, waiters: Vec<FlushDone>) {
-        let told = {
+        {
             let mut background = self.background.lock();
-            background.is_paused = false; // whoever asks for a flush wants it tried
-            match self.memory.load().sealed.first() {
-                Some(newest) => {
-                    let log = newest.log_number();
-                    background.flush_waiters.extend(waiters.into_iter().map(|done| (log, done)));
-                    Vec::new()
-                }
-                None => waiters,
+            background.flush_held = None; // whoever asks for a flush wants it tried
+            let newest = self.memory.load().sealed.first().map_or(0, |newest| newest.log_number());
+            for done in waiters {
+                background.waiters.add_flush(newest, done);
             }
-        };
-        for done in told {
-            done(Ok(()));
         }
-        self.schedule_background();
+        self.advance_background();
     }
 
-    /// Has `done` told once everything in tables lies in the last level.
+    /// Has `done` told once everything that is in tables now has been compacted into one level.
     pub fn when_compacted(self: &Arc<Self>, done: FlushDone) {
-        self.background.lock().compact_waiters.push(done);
-        self.after_background();
+        {
+            let mut background = self.background.lock();
+            background.compaction_held = None; // as above
+            background.waiters.add_compact(done);
+        }
+        self.advance_background();
     }
 
-    /// Ends compactions, and has `done` told once nothing runs any more.
-    pub fn stop_background(self: &Arc<Self>, done: impl FnOnce() + Send + 'static) {
+    /// Ends compactions, and has `done` told once nothing runs any more and nothing will be begun.
+    pub fn stop_background(self: &Arc<Self>, done: FlushDone) {
         self.versions.stop();
         {
             let mut background = self.background.lock();
             background.is_stopping = true;
-            background.stop_waiters.push(Box::new(done));
+            background.waiters.add_stop(done);
         }
-        self.after_background();
+        self.advance_background();
     }
 
     /// Refuses all writes from now on: what is durable is unknown. Reads go on.
-    pub fn poison(&self, error: &Error) {
-        self.health.poisoned.store(true, Ordering::Release);
+    pub fn poison(self: &Arc<Self>, error: &Error) {
+        self.begin_poison();
         tracing::error!(%error, dir = %self.dir.display(), "writes are refused until the engine is opened anew");
-        let (flushes, compactions) = {
-            let mut background = self.background.lock();
-            (std::mem::take(&mut background.flush_waiters), std::mem::take(&mut background.compact_waiters))
-        };
-        for done in flushes.into_iter().map(|(_, done)| done).chain(compactions) {
-            done(Err(Error::Poisoned));
-        }
+        self.advance_background();
         self.queue.refuse_all(&Error::Poisoned);
+    }
+
+    /// The first half of [`Shared::poison`]: whoever is told of a failure from now on sees it.
+    pub fn begin_poison(&self) {
+        let mut background = self.background.lock();
+        background.ended.get_or_insert(Error::Poisoned);
+        self.health.poisoned.store(true, Ordering::Release);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+    use std::path::Path;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
     use super::*;
+    use crate::engine::{Engine, Options, WriteBatch};
+    use crate::env::vfs_fault::{Op, Operation, Verdict};
+    use crate::env::{Env, FaultVfs, MemVfs};
+    use crate::types::{Key, Record, Value};
+
+    /// A completion, and the one outcome that it is called with; panics if it is not called within a minute.
+    fn awaited() -> (FlushDone, impl FnOnce() -> Result<(), Error>) {
+        let (sender, receiver) = mpsc::channel();
+        let told = move || receiver.recv_timeout(Duration::from_secs(60)).expect("every waiter is told");
+        (Box::new(move |outcome| sender.send(outcome).unwrap()), told)
+    }
+
+    fn is_table(operation: &Operation<'_>) -> bool {
+        operation.op == Op::Create && operation.path.extension().is_some_and(|extension| extension == "tmp")
+    }
+
+    /// An engine on real threads that has a record in memory, and whose tables find no space.
+    fn engine_without_space() -> (Engine, FaultVfs) {
+        let faults = FaultVfs::new(Arc::new(MemVfs::new()));
+        let env = Env { fs: Arc::new(faults.clone()), ..Env::real() };
+        let (engine, _) = Engine::open(&env, Path::new("/engine"), Options::default()).unwrap();
+        write(&engine, 1);
+        faults.set_rule(|operation| match is_table(operation) {
+            true => Verdict::Fail(ErrorKind::StorageFull),
+            false => Verdict::Pass,
+        });
+        (engine, faults)
+    }
+
+    fn write(engine: &Engine, number: u64) {
+        let record = Record::value(Timestamp::from_u64(number), Value::new("v"));
+        engine.write(WriteBatch::one(Key::new(format!("key-{number}")).unwrap(), record)).unwrap();
+    }
+
+    /// A flush that found the engine healthy registered its waiter after the engine had been poisoned and had told all
+    /// waiters: nobody told this one, and `flush`, `checkpoint` and `shutdown` never returned.
+    #[test]
+    fn a_waiter_that_is_registered_after_the_engine_was_poisoned_is_told() {
+        let (engine, _faults) = engine_without_space();
+        assert!(engine.flush().unwrap_err().is_no_space());
+        engine.shared.poison(&Error::Poisoned);
+        let (flushed, flush_outcome) = awaited();
+        engine.shared.when_flushed(vec![flushed]);
+        assert!(matches!(flush_outcome(), Err(Error::Poisoned)));
+        let (compacted, compact_outcome) = awaited();
+        engine.shared.when_compacted(compacted);
+        assert!(matches!(compact_outcome(), Err(Error::Poisoned)));
+        assert!(matches!(engine.close(), Err(Error::Poisoned)));
+        engine.close().unwrap();
+    }
+
+    #[test]
+    fn without_space_a_flush_and_a_compaction_say_so_until_there_is_some() {
+        let (engine, faults) = engine_without_space();
+        assert!(engine.flush().unwrap_err().is_no_space());
+        assert!(engine.compact().unwrap_err().is_no_space());
+        faults.clear_rule();
+        engine.compact().unwrap();
+        for number in 2..5 {
+            write(&engine, number);
+            engine.flush().unwrap();
+        }
+        faults.set_rule(|operation| match is_table(operation) {
+            true => Verdict::Fail(ErrorKind::StorageFull),
+            false => Verdict::Pass,
+        });
+        let error = engine.compact().expect_err("nothing was compacted");
+        assert!(error.is_no_space(), "{error}");
+        faults.clear_rule();
+        engine.compact().unwrap();
+        assert_eq!(engine.stats().level_files.iter().sum::<usize>(), 1);
+        engine.close().unwrap();
+    }
+
+    #[test]
+    fn after_a_close_nothing_is_begun_in_the_directory_and_everybody_is_told() {
+        let (engine, faults) = engine_without_space();
+        assert!(engine.close().unwrap_err().is_no_space(), "it is in the log");
+        faults.clear_rule();
+        let before = faults.operations();
+        assert!(matches!(engine.flush(), Err(Error::Closed)));
+        assert!(matches!(engine.compact(), Err(Error::Closed)));
+        assert!(matches!(engine.checkpoint(Path::new("/copy")), Err(Error::Closed)));
+        engine.close().unwrap();
+        assert_eq!(faults.operations(), before);
+    }
+
+    /// Compacting everything was repeated until nothing newer was in the way: for ever beside a writer, and for ever with
+    /// one older record in memory, because of which no tombstone could go.
+    #[test]
+    fn compacting_everything_is_done_once_for_each_who_asks() {
+        let faults = FaultVfs::new(Arc::new(MemVfs::new()));
+        let env = Env { fs: Arc::new(faults), ..Env::real() };
+        let options =
+            Options { tombstones: crate::engine::TombstonePolicy::DropWhenUncovered, ..Options::default() };
+        let (engine, _) = Engine::open(&env, Path::new("/engine"), options).unwrap();
+        let at = |timestamp| Timestamp::from_u64(timestamp);
+        engine.put(Key::new("a").unwrap(), Value::new("v"), at(5)).unwrap();
+        engine.delete(Key::new("a").unwrap(), at(10)).unwrap();
+        engine.flush().unwrap();
+        engine.put(Key::new("b").unwrap(), Value::new("v"), at(1)).unwrap(); // stays in memory, and is older
+        let (compacted, outcome) = awaited();
+        engine.shared.when_compacted(compacted);
+        outcome().unwrap();
+        assert!(engine.stats().compactions <= 2, "{:?}", engine.stats());
+        engine.close().unwrap();
+    }
 
     fn eighths(share: f64) -> u32 {
         (share * 8.0).round() as u32

@@ -43,7 +43,7 @@ const SLOW_BYTES_MIN: usize = 16 << 10;
 
 /// How fast writers may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pace {
+pub(super) enum Pace {
     /// Groups of this many bytes.
     Go(usize),
     /// Groups of this few bytes: compaction is behind.
@@ -95,8 +95,8 @@ impl Shared {
             }
             Step::Stalled => {
                 self.queue.park();
-                // Progress made before the line above found a job running and kicked nothing.
-                if self.pace(self.is_full()) != Pace::Stop {
+                // What ended before the line above found a job running and kicked nothing.
+                if self.pace(self.is_full()) != Pace::Stop || !self.has_background_work() {
                     self.kick();
                 }
             }
@@ -104,8 +104,8 @@ impl Shared {
     }
 
     fn commit_next(self: &Arc<Self>) -> Step {
-        if self.health.poisoned.load(Ordering::Acquire) {
-            self.queue.refuse_all(&Error::Poisoned);
+        if let Some(error) = self.ended() {
+            self.queue.refuse_all(&error);
             return Step::Taken;
         }
         match self.queue.peek() {
@@ -145,7 +145,7 @@ impl Shared {
         Step::Taken
     }
 
-    fn pace(&self, is_full: bool) -> Pace {
+    pub fn pace(&self, is_full: bool) -> Pace {
         let sealed = self.memory.load().sealed.len();
         pace(self.versions.current().l0_files(), self.options.l0_files_max, sealed, is_full)
     }
@@ -248,9 +248,9 @@ impl Shared {
     }
 
     /// Tells a group that it failed. A fatal failure poisons the engine: whatever is queued is refused, too.
-    fn fail_group(&self, group: Vec<Write>, failure: &Failure) {
+    fn fail_group(self: &Arc<Self>, group: Vec<Write>, failure: &Failure) {
         if failure.is_fatal {
-            self.health.poisoned.store(true, Ordering::Release);
+            self.begin_poison();
         }
         for write in group {
             (write.done)(Err(failure.error.clone()));
@@ -301,7 +301,7 @@ impl Shared {
             let sealed = std::iter::once(&memory.active).chain(&memory.sealed).cloned().collect();
             self.memory.store(Arc::new(Memory { active: fresh, sealed }));
         }
-        self.schedule_background();
+        self.advance_background();
         Ok(())
     }
 

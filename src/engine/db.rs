@@ -26,7 +26,7 @@ use crate::types::{Key, KeyRange, Record, Timestamp, Value};
 /// One node's storage. A clone is the same engine.
 #[derive(Clone)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What the handles, the commit job and the background jobs share.
@@ -138,7 +138,8 @@ impl Engine {
             options,
         });
         let recovery = shared.settle(recovered, opened)?;
-        shared.schedule_background();
+        shared.background.lock().look_for_compaction();
+        shared.advance_background();
         Ok((Self { shared }, recovery))
     }
 
@@ -301,11 +302,11 @@ impl Engine {
         let shared = self.shared.clone();
         self.shared.queue.push_seal(Box::new(move |flushed| {
             let closing = shared.clone();
-            shared.stop_background(move || {
-                closing.health.closed.store(true, Ordering::Release);
+            shared.stop_background(Box::new(move |_| {
+                let was_closed = closing.health.closed.swap(true, Ordering::AcqRel);
                 *closing.directory.lock() = None;
-                done(flushed);
-            });
+                done(if was_closed { Ok(()) } else { flushed });
+            }));
         }));
         self.kick();
     }
@@ -363,7 +364,7 @@ impl Shared {
                 self.memory.store(Arc::new(Memory { active, sealed }));
                 self.log.lock().last = last;
                 let mut background = self.background.lock();
-                background.is_paused = true;
+                background.hold_flush(error);
                 background.logs = logs;
                 self.health.out_of_space.store(true, Ordering::Relaxed);
             }

@@ -66,6 +66,7 @@ pub mod sst;
 mod sync_times;
 pub mod verify;
 pub mod version;
+mod waiters;
 mod wal;
 mod write_batch;
 

@@ -63,6 +63,9 @@ pub use verify::verify;
 const MARK_EVERY: Duration = Duration::from_millis(200);
 /// How often a stop looks whether requests are still in flight.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
+/// How long a stop waits for memory to be written to tables. Everything acknowledged is in the log by then, so giving up
+/// costs a longer start and no data.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Why a node did not start. Its text is one line for whoever started it.
 #[derive(Debug, thiserror::Error)]
@@ -206,7 +209,7 @@ impl Node {
     }
 
     /// Refuses new requests, lets those in flight end within `NETWORK_TIMEOUT`, and closes everything. What was
-    /// acknowledged is on disk whether this is called or not.
+    /// acknowledged is on disk whether this is called or not. Ends within a bounded time even if the disk hangs.
     pub async fn stop(&self) {
         let shared = &self.shared;
         shared.set_phase(Phase::Stopping);
@@ -219,10 +222,20 @@ impl Node {
         for task in loops {
             let _ = timeout(shared.settings.network_timeout, task).await; // whatever it still does is harmless
         }
+        if timeout(CLOSE_TIME_MAX, self.close_stores()).await.is_err() {
+            tracing::warn!(
+                "the disk did not answer in time: stopped without a flush, and the log will be replayed"
+            );
+        }
+        self.lock.lock().take();
+    }
+
+    /// Flushes and closes data and hints, then writes a last mark of the clock.
+    async fn close_stores(&self) {
         let (sender, receiver) = oneshot::channel();
-        shared.store.engine().shutdown(Box::new(move |outcome| drop(sender.send(outcome))));
-        let (data, hints) = (receiver.await.unwrap_or(Ok(())), shared.hints.close().await);
-        for (part, outcome) in [("data", data), ("hints", hints)] {
+        self.shared.store.engine().shutdown(Box::new(move |outcome| drop(sender.send(outcome))));
+        let (data, hints) = tokio::join!(biased; receiver, self.shared.hints.close());
+        for (part, outcome) in [("data", data.unwrap_or(Ok(()))), ("hints", hints)] {
             if let Err(error) = outcome {
                 tracing::warn!(part, %error, "not flushed at the stop: the log will be replayed");
             }
@@ -230,7 +243,6 @@ impl Node {
         if let Err(error) = self.clock.close().await {
             tracing::warn!(%error, "no last mark at the stop");
         }
-        self.lock.lock().take();
     }
 }
 

@@ -6,11 +6,14 @@
 mod engine_machine;
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use engine_machine::{Machine, simulate, write};
+use engine_machine::{Machine, close, simulate, write};
 use kvstore::engine::{Engine, Options, Recovery, WriteBatch};
-use kvstore::env::vfs_fault::Lasting;
+use kvstore::env::vfs_fault::{Lasting, Verdict};
 use kvstore::env::{MemVfs, Planted, Rng};
 use kvstore::types::{Key, KeyRange, Record, Timestamp, Value};
 
@@ -283,6 +286,86 @@ fn fail_everywhere(lasting: Lasting, widen: u64) {
         }
     }
     assert!(at > 200, "the script does too little: {at} operations");
+}
+
+/// The disk is full at operation number `at`, and perhaps from then on; then there is space again. The engine must go on by
+/// itself, unless it was a sync that failed: what is durable is unknown then. Returns whether there was such an operation.
+async fn check_with_full_disk(at: u64, lasting: Lasting, seed: u64) -> Result<bool, String> {
+    let machine = Machine::boot(MemVfs::new(), seed, Planted::default());
+    let has_sync_failed = Arc::new(AtomicBool::new(false));
+    let noted = has_sync_failed.clone();
+    let mut seen = 0;
+    machine.faults.set_rule(move |operation| {
+        seen += 1;
+        let is_failed = if lasting == Lasting::Once { seen == at + 1 } else { seen > at };
+        if !is_failed {
+            return Verdict::Pass;
+        }
+        noted.fetch_or(operation.op.is_sync(), Ordering::Relaxed);
+        Verdict::Fail(ErrorKind::StorageFull)
+    });
+    let mut history = History::default();
+    if let Ok((engine, _)) = machine.open(small(seed)) {
+        run_script(&engine, seed, 25, &mut history, true).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        machine.faults.clear_rule();
+        history.check(&engine, None).map_err(|found| format!("while it goes on: {found}"))?;
+        if !has_sync_failed.load(Ordering::Relaxed) {
+            write_again(&engine, &mut history).await?;
+            history.check(&engine, None).map_err(|found| format!("with space: {found}"))?;
+            if seed == 1 {
+                close(&engine).await.map_err(|error| format!("close: {error}"))?;
+            }
+        }
+    }
+    machine.faults.clear_rule();
+    let is_failed = machine.faults.failures() > 0;
+    let disk = machine.kill();
+    disk.crash(&Rng::from_seed(at));
+    check_after_crash(disk, seed, &mut history, Planted::default()).await?;
+    Ok(is_failed)
+}
+
+/// There is space again: soon a write must go through.
+async fn write_again(engine: &Engine, history: &mut History) -> Result<(), String> {
+    let key = Key::new("space again").unwrap();
+    let batch = WriteBatch::one(key, Record::value(Timestamp::from_u64(1 << 30), Value::new("v")));
+    history.attempt(&batch);
+    let mut refused = None;
+    for _ in 0..5 {
+        match write(engine, batch.clone()).await {
+            Ok(_) => {
+                history.acknowledge(&batch);
+                return Ok(());
+            }
+            Err(error) => refused = Some(error),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Err(format!("still refused: {refused:?}"))
+}
+
+fn fill_the_disk_everywhere(lasting: Lasting, widen: u64) {
+    let mut at = 0;
+    loop {
+        let seed = 1 + at % 3;
+        match simulate(check_with_full_disk(at, lasting, seed)) {
+            Ok(true) => at += 1 + at / widen,
+            Ok(false) => break,
+            Err(found) => panic!("the disk is full at operation {at} ({lasting:?}), seed {seed}: {found}"),
+        }
+    }
+    assert!(at > 200, "the script does too little: {at} operations");
+}
+
+#[test]
+fn whichever_operation_finds_the_disk_full_once_the_engine_goes_on() {
+    fill_the_disk_everywhere(Lasting::Once, 150);
+}
+
+#[test]
+fn from_whichever_operation_on_the_disk_is_full_the_engine_goes_on_when_there_is_space() {
+    fill_the_disk_everywhere(Lasting::Sticky, 100);
 }
 
 #[test]

@@ -3,10 +3,12 @@
 mod engine_machine;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use engine_machine::{DIR, Machine, close, simulate, write};
-use kvstore::engine::{Engine, Error, Options, WriteBatch};
+use kvstore::engine::{Engine, Error, Options, TombstonePolicy, WriteBatch};
 use kvstore::env::vfs_fault::{Lasting, Op, Verdict};
 use kvstore::env::{MemVfs, Planted, Rng, Vfs};
 use kvstore::types::{Key, KeyRange, Record, Timestamp, Value};
@@ -220,6 +222,151 @@ fn a_disk_too_full_for_a_table_at_the_start_is_opened_and_read() {
         close(&engine).await.unwrap();
         let (engine, _) = machine.open(small()).unwrap();
         assert_eq!(count(&engine), 21);
+    });
+}
+
+/// Fills a disk of so many bytes with values that do not compress, and returns how many were taken.
+async fn fill(machine: &Machine, engine: &Engine, capacity: u64) -> u64 {
+    machine.disk.set_capacity(Some(capacity));
+    for number in 0.. {
+        match write(engine, random_value(number)).await {
+            Ok(_) => {}
+            Err(Error::NoSpace { .. }) => return number,
+            Err(error) => panic!("value {number}: {error}"),
+        }
+    }
+    unreachable!("the disk fills")
+}
+
+/// Keys in no order, so that tables overlap.
+fn key_of(number: u64) -> Key {
+    Key::new(format!("{:016x}", number.wrapping_mul(0x9E37_79B9_7F4A_7C15))).unwrap()
+}
+
+fn random_value(number: u64) -> WriteBatch {
+    let mut bytes = vec![0; 900];
+    Rng::from_seed(number).fill(&mut bytes);
+    WriteBatch::one(key_of(number), Record::value(Timestamp::from_u64(number + 1), Value::new(bytes)))
+}
+
+/// Deletes were refused like all writes, and a compaction that did not fit was not tried in steps: a full disk stayed full.
+#[test]
+fn on_a_full_disk_deletes_are_taken_and_make_room_for_values() {
+    for (tombstones, deleted_share) in [(TombstonePolicy::Keep, 2), (TombstonePolicy::DropWhenUncovered, 1)] {
+        simulate(async {
+            let machine = boot(MemVfs::new());
+            let options = Options { tombstones, memtable_size: 64 << 10, ..small() };
+            let (engine, _) = machine.open(options).unwrap();
+            let written = fill(&machine, &engine, 3 << 20).await;
+            assert!(written > 1_000, "{written} values");
+            for number in (0..written).filter(|number| number % deleted_share == 0) {
+                let timestamp = Timestamp::from_u64(written + number + 1);
+                let delete = WriteBatch::one(key_of(number), Record::tombstone(timestamp));
+                let outcome = write(&engine, delete).await;
+                assert!(outcome.is_ok(), "{deleted_share} {number}: {outcome:?} {:?}", engine.stats());
+            }
+            let mut tries = 0;
+            while let Err(error) = write(&engine, random_value(written + 1)).await {
+                assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+                tries += 1;
+                assert!(tries < 100, "{tombstones:?} {deleted_share}: {error} {:?}", engine.stats());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let stats = engine.stats();
+            assert!(!stats.out_of_space && !stats.poisoned, "{stats:?}");
+            let left = engine.scan(&KeyRange::all()).map(Result::unwrap);
+            let values = left.filter(|(_, record)| !record.is_tombstone()).count() as u64;
+            assert_eq!(values, written - written.div_ceil(deleted_share) + 1);
+            close(&engine).await.unwrap();
+        });
+    }
+}
+
+/// A disk without one free block could not be opened, because opening writes a new manifest.
+#[test]
+fn a_disk_without_a_free_block_is_opened_and_read_and_written_when_there_is_space() {
+    simulate(async {
+        let machine = boot(MemVfs::new());
+        let (engine, _) = machine.open(small()).unwrap();
+        for number in 0..40 {
+            write(&engine, random_value(number)).await.unwrap();
+        }
+        drop(engine);
+        let disk = machine.kill();
+        disk.crash_lose_all();
+        disk.set_capacity(Some(0));
+        let machine = boot(disk);
+        let (engine, recovery) = machine.open(small()).unwrap();
+        assert!(recovery.frames_replayed > 0 && recovery.tables > 0, "{recovery:?}");
+        assert_eq!(count(&engine), 40);
+        assert!(engine.stats().out_of_space, "it says so before anybody has written");
+        assert!(matches!(write(&engine, random_value(40)).await, Err(Error::NoSpace { .. })));
+        assert!(close(&engine).await.unwrap_err().is_no_space());
+        let (engine, _) = machine.open(small()).unwrap();
+        machine.disk.set_capacity(None);
+        write(&engine, random_value(40)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        write(&engine, random_value(41)).await.unwrap();
+        assert!(!engine.stats().out_of_space);
+        close(&engine).await.unwrap();
+        let (engine, recovery) = machine.open(small()).unwrap();
+        assert_eq!((count(&engine), recovery.frames_replayed), (42, 0));
+        drop(engine);
+    });
+}
+
+/// A flush or a compaction that found no space was begun again as soon as it had failed, for ever, and a writer that waited
+/// for it was not answered.
+#[test]
+fn without_space_for_tables_writers_are_told_and_the_work_is_not_repeated_at_full_speed() {
+    simulate(async {
+        let machine = boot(MemVfs::new());
+        let (engine, _) = machine.open(small()).unwrap();
+        let tries = Arc::new(AtomicU64::new(0));
+        let counted = tries.clone();
+        machine.faults.set_rule(move |operation| {
+            let is_table =
+                operation.op == Op::Create && operation.path.to_string_lossy().ends_with(".sst.tmp");
+            counted.fetch_add(u64::from(is_table), Ordering::Relaxed);
+            if is_table { Verdict::Fail(std::io::ErrorKind::StorageFull) } else { Verdict::Pass }
+        });
+        let mut refused = 0;
+        for number in 0..600 {
+            match write(&engine, batch(number)).await {
+                Ok(_) => {}
+                Err(Error::NoSpace { .. }) => refused += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(refused > 100, "{refused}");
+        assert!(engine.stats().out_of_space, "{:?}", engine.stats());
+        let tries = tries.load(Ordering::Relaxed);
+        assert!((2..40).contains(&tries), "{tries} tries for 600 writes");
+        machine.faults.clear_rule();
+        for number in 0..200 {
+            let _ = write(&engine, batch(number)).await;
+        }
+        write(&engine, batch(1)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!engine.stats().out_of_space);
+        close(&engine).await.unwrap();
+    });
+}
+
+#[test]
+fn a_directory_that_is_gone_is_noticed_and_told() {
+    simulate(async {
+        let machine = boot(MemVfs::new());
+        let (engine, _) = machine.open(small()).unwrap();
+        write(&engine, batch(0)).await.unwrap();
+        kvstore::env::vfs::remove_tree(&machine.disk, Path::new(DIR)).unwrap();
+        assert_eq!(engine.stats().disk_error, None);
+        engine.measure_space();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let told = engine.stats().disk_error.expect("nobody has written, and it is known");
+        assert!(told.contains(DIR), "{told}");
+        assert!(matches!(write(&engine, batch(1)).await, Err(Error::Io { .. })));
+        assert_eq!(engine.get(&batch(0).items()[0].0).unwrap().as_ref(), Some(&batch(0).items()[0].1));
     });
 }
 

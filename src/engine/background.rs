@@ -16,6 +16,7 @@ use super::commit::Pace;
 use super::commit_queue::FlushDone;
 use super::db::{Memory, Shared};
 use super::memtable::Memtable;
+use super::version::Compaction;
 use super::waiters::{Activity, Ready, Waiters};
 use super::wal;
 use crate::env::Lane;
@@ -23,6 +24,8 @@ use crate::types::Timestamp;
 
 /// Logs kept to be used again.
 const RECYCLED_MAX: usize = 2;
+/// So many where space is short: the next log then takes none.
+const RECYCLED_MAX_WHEN_SHORT: usize = 1;
 
 /// What is going on beside the commits, who waits for it, and what ends it: all under one lock, so that no waiter can be
 /// registered between the end of the work and the look that would have told it.
@@ -32,10 +35,10 @@ pub(super) struct Background {
     compaction_running: bool,
     /// The tables may have changed since a compaction was last looked for.
     compaction_due: bool,
-    /// Why no flush is begun: the last one failed for want of space.
-    flush_held: Option<Error>,
-    /// Why no compaction is begun: the last one failed. Lifted when a flush has been done, too.
-    compaction_held: Option<Error>,
+    /// Keeps flushes from being begun after one that found no space.
+    flush_hold: Hold,
+    /// Keeps compactions from being begun after one that failed. Lifted when a flush has been done, too.
+    compaction_hold: Hold,
     /// No more compactions: the engine is shutting down.
     is_stopping: bool,
     /// Why nothing is begun any more: the engine is poisoned or closed.
@@ -45,6 +48,58 @@ pub(super) struct Background {
     /// Files of logs that are in tables by now.
     pub recycled: Vec<PathBuf>,
     waiters: Waiters,
+}
+
+/// After this many failures in a row the looks between two tries are not doubled any more.
+const DOUBLINGS_MAX: u32 = 6;
+
+/// Keeps work of one kind from being begun after it failed, until a try is worth it: once there is as much space as it
+/// is known to need, and then after a number of looks at the disk that doubles with each failure in a row.
+#[derive(Debug, Default)]
+struct Hold {
+    held: Option<Held>,
+    failures: u32,
+}
+
+#[derive(Debug)]
+struct Held {
+    error: Error,
+    /// Free bytes before which no try is worth it.
+    needed: u64,
+    /// Looks at the disk since.
+    looks: u32,
+}
+
+impl Hold {
+    fn fail(&mut self, error: Error, needed: u64) {
+        self.failures = self.failures.saturating_add(1);
+        self.held = Some(Held { error, needed, looks: 0 });
+    }
+
+    fn succeed(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Lets it be tried, whatever the last failure was.
+    fn lift(&mut self) {
+        self.held = None;
+    }
+
+    /// Somebody has looked at the disk; says whether that lifts the hold.
+    fn look(&mut self, free: u64) -> bool {
+        let looks_needed = 1 << self.failures.saturating_sub(1).min(DOUBLINGS_MAX);
+        let Some(held) = &mut self.held else { return false };
+        held.looks = held.looks.saturating_add(1);
+        let is_worth_it = free >= held.needed && held.looks >= looks_needed;
+        if is_worth_it {
+            self.held = None;
+        }
+        is_worth_it
+    }
+
+    fn error(&self) -> Option<&Error> {
+        self.held.as_ref().map(|held| &held.error)
+    }
 }
 
 /// The share of time for work that nobody waits for.
@@ -67,9 +122,20 @@ impl Background {
         !self.flush_running && !self.compaction_running
     }
 
-    /// Has no flush begun before [`Shared::resume_background`].
-    pub fn hold_flush(&mut self, error: Error) {
-        self.flush_held = Some(error);
+    /// Has no flush begun before there are `needed` bytes.
+    pub fn hold_flush(&mut self, error: Error, needed: u64) {
+        self.flush_hold.fail(error, needed);
+    }
+
+    /// Whether flushes wait for space.
+    pub fn is_flush_held(&self) -> bool {
+        self.flush_hold.error().is_some()
+    }
+
+    /// Whether what is held back failed for want of space.
+    pub fn is_held_for_space(&self) -> bool {
+        let held = [self.flush_hold.error(), self.compaction_hold.error()];
+        held.into_iter().flatten().any(Error::is_no_space)
     }
 
     /// Has the tables looked at for a compaction that is due.
@@ -87,8 +153,8 @@ impl Background {
             oldest_sealed: memory.sealed.last().map(|oldest| oldest.log_number()),
             flushing: self.flush_running,
             compacting: self.compaction_running,
-            flush_refused: self.ended.as_ref().or(self.flush_held.as_ref()),
-            compaction_refused: self.ended.as_ref().or(closed).or(self.compaction_held.as_ref()),
+            flush_refused: self.ended.as_ref().or(self.flush_hold.error()),
+            compaction_refused: self.ended.as_ref().or(closed).or(self.compaction_hold.error()),
         };
         self.waiters.take_ready(&activity)
     }
@@ -116,7 +182,7 @@ impl Shared {
             return;
         }
         if !background.flush_running
-            && background.flush_held.is_none()
+            && background.flush_hold.held.is_none()
             && let Some(oldest) = self.memory.load().sealed.last().cloned()
         {
             background.flush_running = true;
@@ -126,7 +192,7 @@ impl Shared {
         let is_wanted = background.compaction_due || background.waiters.wants_compaction();
         if is_wanted
             && !background.compaction_running
-            && background.compaction_held.is_none()
+            && background.compaction_hold.held.is_none()
             && !background.is_stopping
         {
             background.compaction_running = true;
@@ -147,11 +213,25 @@ impl Shared {
     pub fn resume_background(self: &Arc<Self>) {
         {
             let mut background = self.background.lock();
-            background.flush_held = None;
-            background.compaction_held = None;
+            background.flush_hold.lift();
+            background.compaction_hold.lift();
             background.compaction_due = true;
         }
         self.advance_background();
+    }
+
+    /// Tries again what failed, where a disk with `free` bytes makes that worth it.
+    pub fn retry_held(self: &Arc<Self>, free: u64) {
+        let is_lifted = {
+            let mut background = self.background.lock();
+            let flush = background.flush_hold.look(free);
+            let compaction = background.compaction_hold.look(free);
+            background.compaction_due |= compaction;
+            flush || compaction
+        };
+        if is_lifted {
+            self.advance_background();
+        }
     }
 
     /// Why writes are refused for good, if they are.
@@ -168,7 +248,7 @@ impl Shared {
         let result = self.versions.flush(&mut memtable.entries(), log_number_after, &|| self.flush_share());
         match &result {
             Ok(()) => self.take_flushed(memtable, log_number_after),
-            Err(error) => self.on_flush_error(error),
+            Err(error) => self.on_flush_error(error, memtable.record_bytes()),
         }
         self.background.lock().flush_running = false;
         self.after_background();
@@ -197,7 +277,8 @@ impl Shared {
         let obsolete: Vec<u64> = {
             let mut background = self.background.lock();
             let memory = self.memory.load();
-            background.compaction_held = None;
+            background.flush_hold.succeed();
+            background.compaction_hold.lift();
             background.compaction_due = true;
             let sealed =
                 memory.sealed.iter().filter(|other| !Arc::ptr_eq(other, memtable)).cloned().collect();
@@ -217,7 +298,7 @@ impl Shared {
         });
         {
             let mut background = self.background.lock();
-            if is_usual && background.recycled.len() < RECYCLED_MAX && !background.is_stopping {
+            if is_usual && background.recycled.len() < self.recycled_max() && !background.is_stopping {
                 background.recycled.push(path);
                 return;
             }
@@ -227,10 +308,27 @@ impl Shared {
         }
     }
 
+    fn recycled_max(&self) -> usize {
+        let is_short = self.health.out_of_space.load(Ordering::Relaxed);
+        if is_short { RECYCLED_MAX_WHEN_SHORT } else { RECYCLED_MAX }
+    }
+
+    /// Space is short: removes the files of old logs that are kept beyond need.
+    pub fn give_up_recycled(&self) {
+        let given_up = {
+            let mut background = self.background.lock();
+            let kept = background.recycled.len().min(self.recycled_max());
+            background.recycled.split_off(kept)
+        };
+        for path in given_up {
+            let _ = self.env.fs.remove(&path); // else it stays until the engine is opened again
+        }
+    }
+
     /// Picks a compaction and runs it. For those whom it is to serve it is one of everything, once: what is written
     /// meanwhile is not theirs to wait for.
     fn compaction_job(self: Arc<Self>, served: Vec<FlushDone>) {
-        let picked = if served.is_empty() { self.versions.pick() } else { self.versions.pick_all() };
+        let picked = if served.is_empty() { self.pick_compaction() } else { self.versions.pick_all() };
         let is_picked = picked.is_some();
         let result = match picked {
             Some(compaction) => {
@@ -245,6 +343,9 @@ impl Shared {
         }
         {
             let mut background = self.background.lock();
+            if result.is_ok() && is_picked {
+                background.compaction_hold.succeed();
+            }
             background.compaction_running = false;
             background.compaction_due |= is_picked || !served.is_empty();
         }
@@ -252,6 +353,11 @@ impl Shared {
         for done in served {
             done(result.clone());
         }
+    }
+
+    fn pick_compaction(&self) -> Option<Compaction> {
+        let is_short = self.health.out_of_space.load(Ordering::Relaxed);
+        self.versions.pick().or_else(|| if is_short { self.versions.pick_for_space() } else { None })
     }
 
     /// The oldest timestamp of what is in memory or on its way there.
@@ -263,10 +369,10 @@ impl Shared {
     }
 
     /// A full disk may have room later; anything else makes what is durable doubtful.
-    fn on_flush_error(self: &Arc<Self>, error: &Error) {
+    fn on_flush_error(self: &Arc<Self>, error: &Error, needed: u64) {
         if error.is_no_space() {
-            self.note_no_space("flush", error);
-            self.background.lock().hold_flush(error.clone());
+            tracing::warn!(%error, needed, dir = %self.dir.display(), "a flush waits for space");
+            self.background.lock().hold_flush(error.clone(), needed);
         } else {
             self.poison(error);
         }
@@ -284,18 +390,14 @@ impl Shared {
             }
             error => {
                 if error.is_no_space() {
-                    self.note_no_space("compaction", error);
+                    tracing::warn!(%error, dir = %self.dir.display(), "a compaction waits for space");
                 } else {
                     tracing::error!(%error, dir = %self.dir.display(), "a compaction failed");
                 }
-                self.background.lock().compaction_held = Some(error.clone());
+                let needed = if let Error::NoSpace { needed, .. } = error { *needed } else { 0 };
+                self.background.lock().compaction_hold.fail(error.clone(), needed);
             }
         }
-    }
-
-    fn note_no_space(&self, what: &'static str, error: &Error) {
-        tracing::warn!(%error, what, "waiting for space");
-        self.health.out_of_space.store(true, Ordering::Relaxed);
     }
 
     /// A job has ended: begins what is due now, tells who waited for that, and lets writers go on.
@@ -305,6 +407,9 @@ impl Shared {
         if matches!(self.pace(is_full), Pace::Go(_)) {
             self.health.throttled.store(false, Ordering::Relaxed);
         }
+        if self.health.out_of_space.load(Ordering::Relaxed) {
+            let _ = self.look_at_disk(); // it may have made room; what goes wrong is noted there
+        }
         self.kick();
     }
 
@@ -312,7 +417,7 @@ impl Shared {
     pub fn when_flushed(self: &Arc<Self>, waiters: Vec<FlushDone>) {
         {
             let mut background = self.background.lock();
-            background.flush_held = None; // whoever asks for a flush wants it tried
+            background.flush_hold.lift(); // whoever asks for a flush wants it tried
             let newest = self.memory.load().sealed.first().map_or(0, |newest| newest.log_number());
             for done in waiters {
                 background.waiters.add_flush(newest, done);
@@ -325,7 +430,7 @@ impl Shared {
     pub fn when_compacted(self: &Arc<Self>, done: FlushDone) {
         {
             let mut background = self.background.lock();
-            background.compaction_held = None; // as above
+            background.compaction_hold.lift(); // as above
             background.waiters.add_compact(done);
         }
         self.advance_background();
@@ -472,6 +577,22 @@ mod tests {
         outcome().unwrap();
         assert!(engine.stats().compactions <= 2, "{:?}", engine.stats());
         engine.close().unwrap();
+    }
+
+    #[test]
+    fn what_failed_is_tried_again_once_there_is_space_and_ever_less_often() {
+        let mut hold = Hold::default();
+        let tries = |hold: &mut Hold, free: u64| (0..200).filter(|_| hold.look(free)).count();
+        assert_eq!(tries(&mut hold, 100), 0, "nothing is held");
+        hold.fail(Error::Poisoned, 50);
+        assert_eq!((tries(&mut hold, 49), tries(&mut hold, 50)), (0, 1));
+        let looks = |hold: &mut Hold| {
+            hold.fail(Error::Poisoned, 0);
+            (1..).find(|_| hold.look(0)).unwrap()
+        };
+        assert_eq!([0; 7].map(|_| looks(&mut hold)), [2, 4, 8, 16, 32, 64, 64]);
+        hold.succeed();
+        assert_eq!(looks(&mut hold), 1);
     }
 
     fn eighths(share: f64) -> u32 {

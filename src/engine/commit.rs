@@ -1,12 +1,12 @@
 //! The commit job: takes a group of writers through append, sync and insert, and seals memtables.
 //!
 //! ```text
-//! check space ─► pace ─► seal if full ─► stage, make room ─► append ─► sync ─► insert ─► done, done, done
-//!    │no           │stop                      │no                  │failed
-//!    ▼             ▼                          ▼                    ▼
-//! NoSpace        parked: progress           NoSpace              Io; the engine is poisoned: all later writes
-//!                of the background                               are refused until it is opened anew
-//!                kicks it again
+//! look at disk ─► pace ─► seal if full ─► stage, make room ─► append ─► sync ─► insert ─► done, done, done
+//!    │no            │stop                     │no                 │failed
+//!    ▼              ▼                         ▼                   ▼
+//! NoSpace        parked: progress           NoSpace             Io; the engine is poisoned: all later writes
+//! (deletes go    of the background                              are refused until it is opened anew. Not if a full
+//! on for a while) kicks it again                                disk refused the append: then the log alone is given up
 //! ```
 //!
 //! One job runs at a time (`CommitQueue`), and a job is one group. Nothing that failed is tried again for the same
@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::commit_queue::{GROUP_BYTES_MAX, Next, Write};
-use super::db::{Memory, Shared};
+use super::db::{LOCK, Memory, Shared};
 use super::memtable::Memtable;
+use super::space::{Demand, Room};
 use super::wal::writer::{LogWriter, NewLog};
 use super::wal::{self, Opening};
 use super::{Durability, Error, Written};
@@ -30,6 +31,9 @@ pub(super) struct Log {
     pub writer: Option<LogWriter>,
     /// The log before: what the next one's opening frame says.
     pub last: Opening,
+    /// A full disk refused an append: behind its end the log may hold a part of that group. It takes no more, and the
+    /// opening frame of the next one says where it ended.
+    pub is_spoilt: bool,
 }
 
 /// Sealed memtables that may wait for their flush before the next one must.
@@ -61,6 +65,28 @@ fn pace(l0_files: usize, l0_files_max: usize, sealed: usize, is_full: bool) -> P
     match l0_files.checked_sub(slowdown) {
         None => Pace::Go(GROUP_BYTES_MAX),
         Some(behind) => Pace::Slow((GROUP_BYTES_MAX >> (4 + behind.min(8))).max(SLOW_BYTES_MIN)),
+    }
+}
+
+/// What a look at the disk says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    /// Bytes free.
+    pub free: u64,
+    /// Bytes that must be free for all writes.
+    needed: u64,
+    room: Room,
+}
+
+impl Look {
+    fn no_space(&self) -> Error {
+        Error::NoSpace { free: self.free, needed: self.needed }
+    }
+}
+
+fn refuse(group: Vec<Write>, error: &Error) {
+    for write in group {
+        (write.done)(Err(error.clone()));
     }
 }
 
@@ -119,10 +145,31 @@ impl Shared {
     }
 
     fn commit_group(self: &Arc<Self>) -> Step {
-        if let Err(error) = self.check_space() {
-            self.refuse_group(&error);
-            return Step::Taken;
+        let look = match self.look_at_disk() {
+            Ok(look) => look,
+            Err(error) => {
+                refuse(self.queue.take_group(GROUP_BYTES_MAX), &error);
+                return Step::Taken;
+            }
+        };
+        let refused = match look.room {
+            Room::Plenty => Vec::new(),
+            Room::DeletesOnly => self.queue.take_values(),
+            Room::Nothing => self.queue.take_group(GROUP_BYTES_MAX),
+        };
+        if !refused.is_empty() {
+            refuse(refused, &look.no_space());
+            self.retry_held(look.free);
+            self.give_up_recycled();
+            self.flush_deletes();
         }
+        match self.queue.peek() {
+            Next::Writes if look.room != Room::Nothing => self.commit_within(&look),
+            _ => Step::Taken,
+        }
+    }
+
+    fn commit_within(self: &Arc<Self>, look: &Look) -> Step {
         let is_full = self.is_full(); // only this job fills and seals it
         let pace = self.pace(is_full);
         let was_throttled = self.health.throttled.swap(!matches!(pace, Pace::Go(_)), Ordering::Relaxed);
@@ -135,14 +182,33 @@ impl Shared {
             pace => pace,
         };
         let (Pace::Go(bytes_max) | Pace::Slow(bytes_max)) = pace else {
-            // Compaction failed, or its inputs are damaged: these writers must not wait for ever, and for those who
-            // come later it is tried once more.
-            self.refuse_group(&Error::Busy { queued: self.queue.bytes() });
-            self.resume_background();
+            // Nothing is running that could let these writers go on, so they must not wait. What failed is tried again for
+            // those who come later.
+            let group = self.queue.take_group(GROUP_BYTES_MAX);
+            if self.background.lock().is_held_for_space() {
+                refuse(group, &look.no_space());
+                self.retry_held(look.free);
+            } else {
+                refuse(group, &Error::Busy { queued: self.queue.bytes() });
+                self.resume_background();
+            }
             return Step::Taken;
         };
+        self.retry_held(look.free);
         self.write_group(bytes_max, is_full);
         Step::Taken
+    }
+
+    /// Somebody was refused for want of space: has deletes that are in memory alone take effect, unless work that makes
+    /// room is under way. So the more is deleted meanwhile, the more each such round brings.
+    fn flush_deletes(self: &Arc<Self>) {
+        let memory = self.memory.load();
+        if memory.active.tombstones() == 0 || !memory.sealed.is_empty() || self.has_background_work() {
+            return;
+        }
+        if let Err(failure) = self.seal() {
+            self.poison(&failure.error);
+        }
     }
 
     pub fn pace(&self, is_full: bool) -> Pace {
@@ -152,27 +218,59 @@ impl Shared {
 
     /// Whether the active memtable or its log has reached its size.
     fn is_full(&self) -> bool {
-        let log_len = self.log.lock().writer.as_ref().map_or(0, LogWriter::written);
+        let (log_len, is_spoilt) = {
+            let log = self.log.lock();
+            (log.writer.as_ref().map_or(0, LogWriter::written), log.is_spoilt)
+        };
         let active = self.memory.load().active.clone();
-        !active.is_empty() && (active.is_full() || log_len >= self.options.log_size_max())
+        is_spoilt || (!active.is_empty() && (active.is_full() || log_len >= self.options.log_size_max()))
     }
 
-    /// Refuses writes while the disk is nearly full: what is in memory must still find room in tables.
-    fn check_space(self: &Arc<Self>) -> Result<(), Error> {
-        let free =
-            self.env.fs.free_space(&self.dir).map_err(|e| Error::io("ask for free space", &self.dir, e))?;
-        self.counters.note_free_space(free);
-        let needed = 2 * self.options.memtable_size as u64;
-        let is_out = free < needed;
-        if self.health.out_of_space.swap(is_out, Ordering::Relaxed) && !is_out {
-            self.resume_background(); // what failed for want of space is tried again
+    /// Looks at the disk, and keeps in mind what it says: whether it can be used, and which writes there is space for.
+    ///
+    /// # Errors
+    /// The directory cannot be looked at: it is gone, say, or its file system takes no writes.
+    pub fn look_at_disk(&self) -> Result<Look, Error> {
+        let lock = self.dir.join(LOCK); // this directory's, and not what lies below a volume that is gone
+        let looked = self.env.fs.free_space(&lock).map_err(|e| Error::io("ask for free space", &lock, e));
+        let problem = looked.as_ref().err().map(Error::with_source);
+        let before = std::mem::replace(&mut *self.health.disk_error.lock(), problem.clone());
+        match (&before, &problem) {
+            (None, Some(problem)) => {
+                tracing::error!(error = problem, "the disk cannot be used: writes are refused");
+            }
+            (Some(_), None) => tracing::info!(dir = %self.dir.display(), "the disk can be used again"),
+            _ => {}
         }
-        if is_out { Err(Error::NoSpace { free, needed }) } else { Ok(()) }
+        let free = looked?;
+        self.counters.note_free_space(free);
+        let demand = self.demand();
+        let deletes = self.health.deletes_taken.load(Ordering::Relaxed);
+        let look = Look { free, needed: demand.for_values(), room: demand.room(free, deletes) };
+        let is_out = look.room != Room::Plenty;
+        if !is_out {
+            self.health.deletes_taken.store(0, Ordering::Relaxed);
+        }
+        match (self.health.out_of_space.swap(is_out, Ordering::Relaxed), is_out) {
+            (false, true) => tracing::error!(
+                free,
+                needed = look.needed,
+                dir = %self.dir.display(),
+                "out of space: values are refused, deletes are taken from a reserve"
+            ),
+            (true, false) => tracing::info!(free, dir = %self.dir.display(), "there is space again"),
+            _ => {}
+        }
+        Ok(look)
     }
 
-    fn refuse_group(&self, error: &Error) {
-        for write in self.queue.take_group(GROUP_BYTES_MAX) {
-            (write.done)(Err(error.clone()));
+    /// The space that writes need now.
+    fn demand(&self) -> Demand {
+        Demand {
+            memtable_size: self.options.memtable_size as u64,
+            log_step: self.options.log_step(),
+            in_memory: self.memory.load().tables().map(|memtable| memtable.record_bytes()).sum(),
+            in_l0: self.versions.current().l0_bytes(),
         }
     }
 
@@ -187,6 +285,10 @@ impl Shared {
         }
         let active = self.memory.load().active.clone();
         let written: Vec<Written> = group.iter().map(|write| self.insert(&active, write)).collect();
+        if self.health.out_of_space.load(Ordering::Relaxed) {
+            let bytes: usize = group.iter().map(|write| write.batch.weight()).sum();
+            self.health.deletes_taken.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
         for (write, written) in group.into_iter().zip(written) {
             (write.done)(Ok(written));
         }
@@ -208,10 +310,20 @@ impl Shared {
         if let Err(error) = writer.make_room() {
             writer.unstage();
             log.writer = Some(writer);
-            return Err(Failure::in_making_room(error));
+            return Err(self.in_making_room(error));
         }
-        // From here on a failure leaves the log in an unknown state, so it is not put back.
-        let bytes = writer.append().map_err(Failure::fatal)?;
+        let bytes = match writer.append() {
+            Ok(bytes) => bytes,
+            // A part of the group may be in the file, and a crash before the next log is begun would bring it back: so
+            // these writers are told that it is unknown. All before it is synced, and the next log says so.
+            Err(error) if error.is_clean_no_space() => {
+                writer.unstage();
+                (log.writer, log.is_spoilt) = (Some(writer), true);
+                return Err(Failure { error, is_fatal: false });
+            }
+            // The log is in an unknown state, so it is not put back.
+            Err(error) => return Err(Failure::fatal(error)),
+        };
         self.counters.wal_bytes.fetch_add(bytes, Ordering::Relaxed);
         let is_planted = self.env.planted.has(Mistake::AckBeforeSync);
         if bytes > 0 && self.options.durability == Durability::Synced && !is_planted {
@@ -263,6 +375,10 @@ impl Shared {
     /// Begins the log of the active memtable.
     fn new_log(&self, opening: Opening) -> Result<LogWriter, Failure> {
         let number = self.memory.load().active.log_number();
+        let begun = self.dir.join(wal::file_name(number));
+        if self.env.fs.exists(&begun).is_ok_and(|exists| exists) {
+            let _ = self.env.fs.remove(&begun); // left by a try that failed; if it stays, the next one fails too
+        }
         let recycled = self.background.lock().recycled.pop();
         let step = self.options.log_step();
         let new = NewLog { number, opening, step, recycled: recycled.as_deref() };
@@ -272,13 +388,23 @@ impl Shared {
                 Ok(writer)
             }
             Err(error) => {
-                if recycled.is_none() {
-                    // Best effort: it may fill a disk that is full as it is. Recovery skips what is left of it.
-                    let _ = self.env.fs.remove(&self.dir.join(wal::file_name(number)));
+                // Best effort: they may fill a disk that is full as it is. Recovery skips what is left of a log that nothing
+                // was written to.
+                for path in std::iter::once(begun).chain(recycled) {
+                    let _ = self.env.fs.remove(&path);
                 }
-                Err(Failure::in_making_room(error))
+                Err(self.in_making_room(error))
             }
         }
+    }
+
+    /// Nothing of a group was written; a full disk is no reason to stop for good.
+    fn in_making_room(&self, error: Error) -> Failure {
+        if !error.is_no_space() {
+            return Failure::fatal(error);
+        }
+        let free = self.counters.free_space().unwrap_or_default();
+        Failure { error: Error::NoSpace { free, needed: self.demand().for_values() }, is_fatal: false }
     }
 
     /// Seals the active memtable, all of which is synced and inserted, and lets it be flushed. The next write
@@ -292,6 +418,7 @@ impl Shared {
                 }
                 log.last = Opening { previous: writer.number(), previous_end: writer.written() };
             }
+            log.is_spoilt = false;
         }
         let (number, size) = (self.versions.new_file_number(), self.options.memtable_size);
         let fresh = Arc::new(Memtable::new(number, size, self.env.rng.u64()));
@@ -333,13 +460,6 @@ impl Failure {
     /// What is on disk is unknown.
     fn fatal(error: Error) -> Self {
         Self { error, is_fatal: true }
-    }
-
-    /// Nothing of the group was written; a full disk is no reason to stop for good.
-    fn in_making_room(error: Error) -> Self {
-        let is_fatal = !error.is_no_space();
-        let error = if is_fatal { error } else { Error::NoSpace { free: 0, needed: 0 } };
-        Self { error, is_fatal }
     }
 }
 

@@ -170,6 +170,23 @@ impl CommitQueue {
         group
     }
 
+    /// Takes out every write that is more than deletes.
+    pub fn take_values(&self) -> Vec<Write> {
+        let mut state = self.state.lock();
+        let (mut values, mut others) = (Vec::new(), VecDeque::new());
+        for item in std::mem::take(&mut state.waiting) {
+            match item {
+                Item::Write(write) if !write.batch.is_deletes() => {
+                    state.bytes -= write.weight;
+                    values.push(write);
+                }
+                other => others.push_back(other),
+            }
+        }
+        state.waiting = others;
+        values
+    }
+
     /// Takes the seals in front: one sealing serves them all.
     pub fn take_seals(&self) -> Vec<FlushDone> {
         let mut state = self.state.lock();
@@ -227,6 +244,20 @@ mod tests {
         assert_eq!(queue.take_seals().len(), 1);
         assert_eq!(queue.take_group(GROUP_BYTES_MAX).len(), 1);
         assert_eq!(queue.peek(), Next::Nothing);
+    }
+
+    #[test]
+    fn values_are_taken_out_and_deletes_and_seals_stay_in_order() {
+        let queue = queue_of(&[10, 20], 8);
+        let tombstone = Record::tombstone(Timestamp::from_u64(1));
+        let delete = WriteBatch::one(Key::new("k").unwrap(), tombstone);
+        queue.push(delete.clone(), Box::new(|_| {})).map_err(|(error, _)| error).unwrap();
+        queue.push_seal(Box::new(|_| {}));
+        queue.push(batch(30), Box::new(|_| {})).map_err(|(error, _)| error).unwrap();
+        assert_eq!(queue.take_values().len(), 3);
+        assert_eq!(queue.bytes(), delete.weight());
+        let left = queue.take_group(GROUP_BYTES_MAX);
+        assert_eq!((left.len(), left[0].batch == delete, queue.peek()), (1, true, Next::Seal));
     }
 
     #[test]

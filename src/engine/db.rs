@@ -23,6 +23,9 @@ use super::{Checkpoint, Completion, EngineStats, Error, Options, Recovery, Write
 use crate::env::{Env, Lane, Mistake, VfsLock, at_full_speed};
 use crate::types::{Key, KeyRange, Record, Timestamp, Value};
 
+/// The file whose lock a process holds while it has the directory open.
+pub(super) const LOCK: &str = "LOCK";
+
 /// One node's storage. A clone is the same engine.
 #[derive(Clone)]
 pub struct Engine {
@@ -72,8 +75,12 @@ pub(super) struct Health {
     pub poisoned: AtomicBool,
     /// Shut down.
     pub closed: AtomicBool,
-    /// For want of space.
+    /// The last look at the disk found too little space for values.
     pub out_of_space: AtomicBool,
+    /// Bytes of deletes taken since there was space for values.
+    pub deletes_taken: AtomicU64,
+    /// Why the last look at the disk failed, if it did.
+    pub disk_error: Mutex<Option<String>>,
     /// Compaction is behind.
     pub throttled: AtomicBool,
 }
@@ -96,6 +103,10 @@ pub(super) struct Counters {
 }
 
 impl Counters {
+    pub fn free_space(&self) -> Option<u64> {
+        self.free_bytes.load(Ordering::Relaxed).checked_sub(1)
+    }
+
     pub fn note_free_space(&self, bytes: u64) {
         self.free_bytes.store(bytes.saturating_add(1), Ordering::Relaxed);
     }
@@ -116,7 +127,7 @@ impl Engine {
     /// acknowledged is damaged (see [`Options::drop_damaged`]); `Io`.
     pub fn open(env: &Env, dir: &Path, options: Options) -> Result<(Self, Recovery), Error> {
         make_directory(env, dir)?;
-        let lock_path = dir.join("LOCK");
+        let lock_path = dir.join(LOCK);
         let lock = env.fs.lock(&lock_path).map_err(|error| match error.kind() {
             std::io::ErrorKind::WouldBlock => Error::Locked { path: dir.to_owned() },
             _ => Error::io("lock", &lock_path, error),
@@ -138,6 +149,7 @@ impl Engine {
             options,
         });
         let recovery = shared.settle(recovered, opened)?;
+        let _ = shared.look_at_disk(); // a disk that is full at the start says so at once
         shared.background.lock().look_for_compaction();
         shared.advance_background();
         Ok((Self { shared }, recovery))
@@ -263,14 +275,16 @@ impl Engine {
         stats.records_written = counters.records_written.load(Ordering::Relaxed);
         stats.wal_syncs = counters.wal_syncs.load(Ordering::Relaxed);
         stats.sync_times = counters.sync_times.read();
-        stats.free_bytes = counters.free_bytes.load(Ordering::Relaxed).checked_sub(1);
+        stats.free_bytes = counters.free_space();
         stats.wal_bytes = counters.wal_bytes.load(Ordering::Relaxed);
         stats.flushes = counters.flushes.load(Ordering::Relaxed);
         stats.overtaken = counters.overtaken.load(Ordering::Relaxed);
         stats.throttles = counters.throttles.load(Ordering::Relaxed);
         stats.throttled = health.throttled.load(Ordering::Relaxed);
         stats.poisoned = health.poisoned.load(Ordering::Relaxed);
-        stats.out_of_space = health.out_of_space.load(Ordering::Relaxed);
+        stats.out_of_space =
+            health.out_of_space.load(Ordering::Relaxed) || self.shared.background.lock().is_flush_held();
+        stats.disk_error = health.disk_error.lock().clone();
         stats.memtable_bytes = memory.tables().map(|memtable| memtable.bytes()).sum();
         stats.memtable_records = memory.tables().map(|memtable| memtable.len() as u64).sum();
         stats.log_bytes = memory.tables().map(|memtable| memtable.record_bytes()).sum();
@@ -279,15 +293,16 @@ impl Engine {
         stats
     }
 
-    /// Has the disk looked at for its free space, which every write does too. Does not wait.
+    /// Has the disk looked at, which every write does too: for its free space, for whether it can be used at all, and for
+    /// whether what waits for space can be tried again. Does not wait.
     pub fn measure_space(&self) {
         if self.shared.counters.measuring.swap(true, Ordering::Relaxed) {
             return; // a disk that hangs is not asked twice
         }
         let shared = self.shared.clone();
         self.shared.env.pool.submit(Lane::Aside, move || {
-            if let Ok(free) = shared.env.fs.free_space(&shared.dir) {
-                shared.counters.note_free_space(free);
+            if let Ok(look) = shared.look_at_disk() {
+                shared.retry_held(look.free);
             }
             shared.counters.measuring.store(false, Ordering::Relaxed);
         });
@@ -353,20 +368,23 @@ impl Shared {
             Ok(()) => {
                 for log in logs {
                     let path = self.dir.join(wal::file_name(log));
-                    self.env.fs.remove(&path).map_err(|e| Error::io("remove log", &path, e))?;
+                    if let Err(error) = self.env.fs.remove(&path) {
+                        tracing::warn!(path = %path.display(), %error, "an obsolete log stays until the next opening");
+                    }
                 }
             }
             // Reads must go on all the same, from memory; writes are refused until there is space.
             Err(error) if error.is_no_space() => {
                 self.sync_logs(&logs)?;
                 let active = self.memory.load().active.clone();
+                let needed = memtable.record_bytes();
+                tracing::warn!(%error, needed, dir = %self.dir.display(), "what the logs held waits in memory for space");
                 let sealed = if memtable.is_empty() { Vec::new() } else { vec![Arc::new(memtable)] };
                 self.memory.store(Arc::new(Memory { active, sealed }));
                 self.log.lock().last = last;
                 let mut background = self.background.lock();
-                background.hold_flush(error);
+                background.hold_flush(error, needed);
                 background.logs = logs;
-                self.health.out_of_space.store(true, Ordering::Relaxed);
             }
             Err(error) => return Err(error),
         }

@@ -31,7 +31,8 @@ pub enum Error {
     /// An earlier write or sync failed, so what is durable is unknown. Writes stay refused until a reopen.
     #[error("engine is read-only: an earlier write or sync failed")]
     Poisoned,
-    /// Free space is under twice the memtable size. Nothing was written; writes resume by themselves.
+    /// Too little space is free to flush and compact what would be written (`engine::space`). Nothing was written; writes
+    /// resume by themselves.
     #[error("out of space: {free} bytes free, {needed} needed")]
     NoSpace {
         /// Bytes free.
@@ -65,6 +66,29 @@ impl Error {
     /// Reports bytes that are not what was written.
     pub fn corruption(path: impl Into<PathBuf>, offset: u64, detail: impl Into<String>) -> Self {
         Self::Corruption { path: path.into(), offset, detail: detail.into() }
+    }
+
+    /// Whether a full disk refused something before anything became doubtful: no sync failed, and what the refused
+    /// operation left behind may be overwritten or removed. (Operations that sync are named so.)
+    pub fn is_clean_no_space(&self) -> bool {
+        self.is_no_space() && !matches!(self, Self::Io { op, .. } if op.starts_with("sync"))
+    }
+
+    /// The error and what the system said, in one line.
+    pub fn with_source(&self) -> String {
+        match self {
+            Self::Io { source, .. } => format!("{self}: {source}"),
+            other => other.to_string(),
+        }
+    }
+
+    /// Names what was being done while another operation failed.
+    #[must_use]
+    pub fn during(self, op: &'static str) -> Self {
+        match self {
+            Self::Io { path, source, .. } => Self::Io { op, path, source },
+            other => other,
+        }
     }
 
     /// Whether the disk is full: nothing is wrong with it, and it may have room later.

@@ -35,6 +35,8 @@ pub struct Memtable {
     oldest: AtomicU64,
     /// Bytes of keys and records, as its log holds them. Relaxed: a figure.
     record_bytes: AtomicU64,
+    /// Records that are tombstones. Relaxed: a figure.
+    tombstones: AtomicU64,
 }
 
 impl Memtable {
@@ -48,6 +50,7 @@ impl Memtable {
             newest: AtomicU64::new(0),
             oldest: AtomicU64::new(u64::MAX),
             record_bytes: AtomicU64::new(0),
+            tombstones: AtomicU64::new(0),
         }
     }
 
@@ -77,6 +80,10 @@ impl Memtable {
         let bytes: usize =
             items.iter().map(|(key, record)| key.as_bytes().len() + record.encoded_len()).sum();
         self.record_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let tombstones = items.iter().filter(|(_, record)| record.is_tombstone()).count();
+        if tombstones > 0 {
+            self.tombstones.fetch_add(tombstones as u64, Ordering::Relaxed);
+        }
     }
 
     /// The newest record of a key here, tombstones too; `hash` is [`super::sst::bloom::hash`] of the key.
@@ -117,6 +124,11 @@ impl Memtable {
     /// Bytes of keys and records that were written to it.
     pub fn record_bytes(&self) -> u64 {
         self.record_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many tombstones were written to it.
+    pub fn tombstones(&self) -> u64 {
+        self.tombstones.load(Ordering::Relaxed)
     }
 
     /// How many records it holds, older ones of a key too.

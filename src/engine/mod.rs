@@ -16,7 +16,7 @@
 //! ```text
 //! submit ──► CommitQueue ──one job a group──► log: append, sync ──► memtable: insert ──► done(Ok)
 //!               │ too many bytes: Busy             │ failed: Io, then Poisoned for all until a reopen
-//!               │ disk nearly full: NoSpace        ▼
+//!               │ disk nearly full: NoSpace        ▼         (deletes have a reserve: `space`)
 //!               │ compaction far behind: waits   nothing is visible before its sync
 //!
 //! memtable full ──► sealed, a new log begun ──flush──► table in L0 ──compaction──► L1 … L6
@@ -62,6 +62,7 @@ mod options;
 pub mod read_only;
 mod recovery;
 mod skiplist;
+mod space;
 pub mod sst;
 mod sync_times;
 pub mod verify;
@@ -177,6 +178,8 @@ pub struct EngineStats {
     pub throttles: u64,
     /// Whether writes are refused until the engine is opened anew.
     pub poisoned: bool,
-    /// Whether writes are refused for want of space.
+    /// Whether values are refused for want of space, deletes perhaps too.
     pub out_of_space: bool,
+    /// Why the directory could not be looked at the last time, if it could not: writes are refused while it lasts.
+    pub disk_error: Option<String>,
 }

@@ -43,6 +43,11 @@ impl WriteBatch {
         &self.items
     }
 
+    /// Whether it holds tombstones alone.
+    pub fn is_deletes(&self) -> bool {
+        self.items.iter().all(|(_, record)| record.is_tombstone())
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()

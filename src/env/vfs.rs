@@ -40,8 +40,9 @@ pub trait Vfs: Send + Sync + fmt::Debug {
     fn exists(&self, path: &Path) -> io::Result<bool>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Bytes that files in this directory could still take.
-    fn free_space(&self, dir: &Path) -> io::Result<u64>;
+    /// Bytes that files beside this file, or in this directory, could still take. `NotFound` if it is gone,
+    /// `ReadOnlyFilesystem` if nothing can be written there.
+    fn free_space(&self, path: &Path) -> io::Result<u64>;
     /// Takes the one lock that a path carries, making the file if need be; `WouldBlock` when another process, or
     /// another holder in this one, has it. Released when the lock is dropped, and by a crash.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn VfsLock>>;

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{FlockOperation, StatVfsMountFlags, flock, statvfs};
 
 use super::vfs::{Vfs, VfsFile, VfsLock};
 
@@ -83,8 +83,11 @@ impl Vfs for DiskVfs {
         File::open(dir)?.sync_all()
     }
 
-    fn free_space(&self, dir: &Path) -> io::Result<u64> {
-        let stat = statvfs(dir)?;
+    fn free_space(&self, path: &Path) -> io::Result<u64> {
+        let stat = statvfs(path)?;
+        if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 

@@ -73,6 +73,8 @@ pub enum Verdict {
     Pass,
     /// It fails and has no effect.
     Fail(io::ErrorKind),
+    /// The same, with an error number of the operating system: some, like EMFILE, have no kind.
+    FailOs(i32),
     /// It fails, and so does every one after it: the process is gone.
     Halt,
 }
@@ -149,6 +151,17 @@ impl FaultVfs {
         lasting: Lasting,
         chosen: impl Fn(&Operation<'_>) -> bool + Send + 'static,
     ) {
+        self.fail_with(io::ErrorKind::Other, skipped, lasting, chosen);
+    }
+
+    /// Like [`FaultVfs::fail_after`], with an error of this kind.
+    pub fn fail_with(
+        &self,
+        kind: io::ErrorKind,
+        skipped: u64,
+        lasting: Lasting,
+        chosen: impl Fn(&Operation<'_>) -> bool + Send + 'static,
+    ) {
         let mut seen = 0;
         self.set_rule(move |operation| {
             if !chosen(operation) {
@@ -156,8 +169,8 @@ impl FaultVfs {
             }
             seen += 1;
             match lasting {
-                Lasting::Once if seen == skipped + 1 => Verdict::Fail(io::ErrorKind::Other),
-                Lasting::Sticky if seen > skipped => Verdict::Fail(io::ErrorKind::Other),
+                Lasting::Once if seen == skipped + 1 => Verdict::Fail(kind),
+                Lasting::Sticky if seen > skipped => Verdict::Fail(kind),
                 Lasting::Halt if seen > skipped => Verdict::Halt,
                 _ => Verdict::Pass,
             }
@@ -205,12 +218,16 @@ impl State {
         if self.halted {
             return Err(io::Error::other("halted"));
         }
-        let Verdict::Fail(kind) = verdict else { return Ok(()) };
+        let error = match verdict {
+            Verdict::Fail(kind) => io::Error::new(kind, "made to fail"),
+            Verdict::FailOs(number) => io::Error::from_raw_os_error(number),
+            Verdict::Pass | Verdict::Halt => return Ok(()),
+        };
         self.failures += 1;
         if op == Op::Sync {
             self.untrusted.insert(path.to_owned());
         }
-        Err(io::Error::new(kind, "made to fail"))
+        Err(error)
     }
 }
 

@@ -602,8 +602,10 @@ impl Vfs for MemVfs {
         Ok(())
     }
 
-    fn free_space(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(self.state.lock().free())
+    fn free_space(&self, path: &Path) -> io::Result<u64> {
+        let state = self.state.lock();
+        state.find(path)?;
+        Ok(state.free())
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn VfsLock>> {

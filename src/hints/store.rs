@@ -409,6 +409,11 @@ impl HintStore {
         }
     }
 
+    /// Has the engine look at the disk, and try again what waits for space. Does not wait.
+    pub fn measure_space(&self) {
+        self.shared.engine.measure_space();
+    }
+
     /// Refuses new hints, flushes, and waits until all is in tables.
     pub async fn close(&self) -> Result<(), engine::Error> {
         let (sender, receiver) = oneshot::channel();

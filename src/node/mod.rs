@@ -61,6 +61,9 @@ pub use verify::verify;
 
 /// How often the mark is raised while writes are stored: what a peer remembers of this disk is at most so old.
 const MARK_EVERY: Duration = Duration::from_millis(200);
+/// How often the disk is looked at while nobody writes: that it is full, gone or read-only is known within this time, and
+/// what waits for space is tried again.
+const DISK_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often a stop looks whether requests are still in flight.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 /// How long a stop waits for memory to be written to tables. Everything acknowledged is in the log by then, so giving up
@@ -333,6 +336,7 @@ fn start_loops(
     let tasks = &shared.env.tasks;
     let mut loops =
         vec![tasks.spawn(raise_marks(clock.clone(), shared.store.engine().clone(), stop.listener()))];
+    loops.push(tasks.spawn(look_at_disk(shared.clone(), stop.listener())));
     if peers.is_empty() {
         return loops;
     }
@@ -359,6 +363,14 @@ async fn raise_marks(clock: ClockKeeper, engine: Engine, mut stop: ShutdownListe
             written = now;
             clock.raise();
         }
+    }
+}
+
+/// Has both engines look at the disk now and then, whether somebody writes or not.
+async fn look_at_disk(shared: Arc<Shared>, mut stop: ShutdownListener) {
+    while timeout(DISK_LOOK_EVERY, stop.signalled()).await.is_err() {
+        shared.store.engine().measure_space();
+        shared.hints.measure_space();
     }
 }
 

@@ -151,15 +151,23 @@ impl Coordinator {
         };
         let voting = (!shared.standing.is_voting()).then_some("this disk is being rebuilt from its peers");
         let clock = shared.is_clock_behind().then_some("clock behind");
-        // Whichever part it was, only a restart mends it.
-        let failed = shared.store.engine().stats().poisoned
-            || shared.hints.engine_stats().poisoned
+        let (data, hints) = (shared.store.engine().stats(), shared.hints.engine_stats());
+        let disk = if data.poisoned
+            || hints.poisoned
             || shared.clock_keeper.has_failed()
-            || shared.facts.has_failed();
-        let disk = failed.then_some("an earlier write or sync failed");
-        [("recovered", recovered), ("voting", voting), ("clock", clock), ("disk", disk)]
+            || shared.facts.has_failed()
+        {
+            Some("an earlier write or sync failed: writes are refused until a restart".to_owned())
+        } else if let Some(error) = data.disk_error.or(hints.disk_error) {
+            Some(format!("the disk cannot be used: {error}"))
+        } else {
+            data.out_of_space.then(|| "out of space: values are refused, deletes make room".to_owned())
+        };
+        [("recovered", recovered), ("voting", voting), ("clock", clock)]
             .map(|(name, problem)| Check { name, problem: problem.map(str::to_owned) })
-            .to_vec()
+            .into_iter()
+            .chain([Check { name: "disk", problem: disk }])
+            .collect()
     }
 
     /// Every member as this node sees it, itself included, sorted by name. Costs no I/O.

@@ -5,3 +5,4 @@
 
 pub mod picker;
 pub mod run;
+pub mod steps;

@@ -199,6 +199,29 @@ fn plan<T: Pickable>(levels: &[Vec<T>; LEVELS], level: Level, tables: Vec<T>) ->
     Some(Plan { inputs, output, is_move })
 }
 
+/// The table with the largest share of tombstones above the deepest level, with what goes along; `None` when there is no
+/// such table. Each such compaction brings tombstones one level nearer to what they hide, so there is a last one.
+pub fn pick_for_space<T: Pickable>(levels: &[Vec<T>; LEVELS]) -> Option<Plan<T>> {
+    let share = |table: &T| table.meta().tombstones as f64 / table.meta().entries.max(1) as f64;
+    let mut holders: Vec<(f64, Level, &T)> = Level::all()
+        .filter(|level| levels[level.number()..].iter().map(Vec::len).sum::<usize>() > 1)
+        .filter(|level| {
+            *level == Level::L0 || levels[level.number() + 1..].iter().any(|below| !below.is_empty())
+        })
+        .flat_map(|level| levels[level.number()].iter().map(move |table| (level, table)))
+        .filter(|(_, table)| table.meta().tombstones > 0 && !table.is_damaged())
+        .map(|(level, table)| (share(table), level, table))
+        .collect();
+    holders.sort_by(|(a, _, _), (b, _, _)| b.total_cmp(a)); // stable: of equals the upper level
+    holders.into_iter().find_map(|(_, level, table)| {
+        if level == Level::L0 {
+            let whole: Vec<T> = levels[0].iter().filter(|table| !table.is_damaged()).cloned().collect();
+            return plan(levels, level, overlapping_group(&whole, table));
+        }
+        plan(levels, level, vec![table.clone()])
+    })
+}
+
 /// Everything, into the level that has room for it; `None` when it lies in one deeper level already.
 pub fn pick_all<T: Pickable>(
     levels: &[Vec<T>; LEVELS],

@@ -64,6 +64,8 @@ pub struct Compactor<'a> {
     pub settings: BuildSettings,
     /// How large they become.
     pub limits: &'a Limits,
+    /// Which of the records.
+    pub range: &'a KeyRange,
     /// All goes to one table, however large: in L0 each table costs every reader.
     pub is_l0: bool,
     /// Tables of the level below the output's, sorted by key.
@@ -91,7 +93,7 @@ impl Compactor<'_> {
         mut new_file_number: impl FnMut() -> u64,
     ) -> Result<Vec<SstMeta>, Error> {
         let mut done = Outputs { compactor: self, metas: Vec::new() };
-        let mut newest = VisibleIterator::new(entries, KeyRange::all());
+        let mut newest = VisibleIterator::new(entries, self.range.clone());
         newest.seek_to_first()?;
         let mut open: Option<SstBuilder> = None;
         let mut seam = Seam::new(self.grandparents);

@@ -19,7 +19,7 @@ use bytes::BufMut;
 
 use super::VersionEdit;
 use crate::engine::Error;
-use crate::env::vfs::{read_file, replace_file};
+use crate::env::vfs::read_file;
 use crate::env::{Env, Mistake, Vfs, VfsFile};
 use crate::util::coding::Reader;
 
@@ -72,7 +72,8 @@ impl ManifestWriter {
     /// Appends an edit and syncs.
     ///
     /// # Errors
-    /// Whether the edit is durable is unknown then: nothing may be appended any more.
+    /// After an [`Error::is_clean_no_space`] the edit is not there, and the next one is written over what was begun of it.
+    /// Otherwise whether it is durable is unknown: nothing may be appended any more.
     pub fn append(&mut self, edit: &VersionEdit) -> Result<(), Error> {
         let mut bytes = Vec::new();
         put_frame(&mut bytes, self.number, self.len, edit);
@@ -221,22 +222,22 @@ fn check_header(bytes: &[u8], number: u64) -> Result<(), &'static str> {
 }
 
 /// Makes manifest `number` the current one, atomically and durably.
+///
+/// # Errors
+/// Before the sync of the directory the old one is still current; after a failure of that sync it is unknown which is.
 pub fn set_current(env: &Env, dir: &Path, number: u64) -> Result<(), Error> {
     let path = dir.join(CURRENT);
     let name = format!("{PREFIX}{number:06}");
     let text = format!("{name} {:08x}\n", crc32fast::hash(name.as_bytes()));
-    if env.planted.has(Mistake::DirectoryNotSynced) {
-        return replace_without_sync_dir(&*env.fs, &path, text.as_bytes())
-            .map_err(|error| Error::io("replace", &path, error));
-    }
-    replace_file(&*env.fs, &path, text.as_bytes()).map_err(|error| Error::io("replace", &path, error))
+    replace_without_sync_dir(&*env.fs, &path, text.as_bytes())
+        .map_err(|error| Error::io("replace", &path, error))?;
+    sync_dir(env, dir)
 }
 
-/// The mistake: everything but the sync of the directory.
 fn replace_without_sync_dir(fs: &dyn Vfs, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     if fs.exists(&temporary)? {
-        fs.remove(&temporary)?;
+        fs.remove(&temporary)?; // left by a crash
     }
     let file = fs.create(&temporary)?;
     file.append(bytes)?;

@@ -218,6 +218,11 @@ impl Version {
         self.levels[0].len()
     }
 
+    /// Their bytes.
+    pub fn l0_bytes(&self) -> u64 {
+        self.levels[0].iter().map(|table| table.meta().size).sum()
+    }
+
     /// How badly a compaction is wanted: from 1.0 on there is something to pick.
     pub fn score(&self) -> f64 {
         Level::all().map(|level| picker::score(&self.levels, level, &self.limits)).fold(0.0, f64::max)

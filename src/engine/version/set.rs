@@ -8,7 +8,8 @@
 //!
 //! Tables are built outside every lock. Installing takes the manifest's lock, which no reader wants: the current
 //! version is swapped, and whoever holds the old one goes on with it. A manifest that failed to be written or
-//! synced is not written any more: what is durable is unknown until the directory is opened anew.
+//! synced is not written any more: what is durable is unknown until the directory is opened anew. Not so where a full
+//! disk refused a write before anything was synced: the edit is not there, and installing it can be tried again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,11 +25,12 @@ use super::manifest::{self, ManifestWriter, manifest_number, sync_dir};
 use super::{LEVELS, Level, Version, VersionEdit};
 use crate::engine::compact::picker::{self, CompactionPicker, Limits, Plan};
 use crate::engine::compact::run::{Compactor, build_settings, merge_inputs};
+use crate::engine::compact::steps::{self, Step};
 use crate::engine::iter::{EntryRef, InternalIterator};
 use crate::engine::sst::{SstMeta, SstReader, TableCache, table_path};
 use crate::engine::{Checkpoint, EngineStats, Error, Options, TombstonePolicy};
 use crate::env::{Env, Mistake};
-use crate::types::Timestamp;
+use crate::types::{KeyRange, Timestamp};
 
 /// A manifest is replaced by a new one when it has grown to this many bytes.
 const MANIFEST_BYTES_MAX: u64 = 4 << 20;
@@ -95,7 +97,8 @@ pub struct VersionSet {
 /// What the manifest's lock protects; `current` changes only under it too.
 #[derive(Debug)]
 struct Installing {
-    manifest: ManifestWriter,
+    /// Where edits go; none yet if there was no space for one at the opening: the next install makes one.
+    manifest: Option<ManifestWriter>,
     log_number: u64,
     pointers: [Bytes; LEVELS],
     /// The manifest failed: nothing is written to it any more.
@@ -152,15 +155,24 @@ impl VersionSet {
         let in_names = names.iter().filter_map(|name| number_in(name)).max();
         let number = replayed.next_file_number.max(in_names.map_or(1, |number| number.saturating_add(1)));
         let snapshot = snapshot(&version, &replayed.pointers, replayed.log_number, number + 1);
-        let manifest = ManifestWriter::create(env, dir, number, &snapshot)?;
-        manifest::set_current(env, dir, number)?;
+        let manifest = match new_manifest(env, dir, number, &snapshot) {
+            Ok(manifest) => Some(manifest),
+            // What is there can be read all the same.
+            Err(error) if error.is_clean_no_space() && !opened.created => {
+                tracing::warn!(%error, "no space for a new manifest: nothing can be flushed yet");
+                None
+            }
+            Err(error) => return Err(error),
+        };
         let log = Installing {
             manifest,
             log_number: replayed.log_number,
             pointers: replayed.pointers,
             is_poisoned: false,
         };
-        remove_leftovers(env, dir, &names, number, &version);
+        if log.manifest.is_some() {
+            remove_leftovers(env, dir, &names, number, &version);
+        }
         let set = Self {
             env: env.clone(),
             dir: dir.to_owned(),
@@ -214,6 +226,7 @@ impl VersionSet {
             dir: &self.dir,
             settings: build_settings(&self.options, Level::L0, false),
             limits: &self.limits,
+            range: &KeyRange::all(),
             is_l0: true,
             grandparents: &[],
             horizon: self.options.horizon.now(),
@@ -235,6 +248,11 @@ impl VersionSet {
         self.pick_with(|version| picker.pick(version.levels()))
     }
 
+    /// Picks a compaction that moves tombstones towards what they hide: where space is short, that makes some.
+    pub fn pick_for_space(&self) -> Option<Compaction> {
+        self.pick_with(|version| picker::pick_for_space(version.levels()))
+    }
+
     /// Picks a compaction of everything into one level; `None` when there is nothing to do or one is under way.
     pub fn pick_all(&self) -> Option<Compaction> {
         let drops = self.options.tombstones == TombstonePolicy::DropWhenUncovered;
@@ -254,43 +272,61 @@ impl VersionSet {
     /// [`VersionSet::flush`].
     ///
     /// # Errors
-    /// `Corruption`: the inputs stay, and are not picked again. `Closed` after [`VersionSet::stop`]. Otherwise as
-    /// for [`VersionSet::flush`].
+    /// `Corruption`: the inputs stay, and are not picked again. `Closed` after [`VersionSet::stop`]. `NoSpace` if it would
+    /// not fit: nothing was begun. Otherwise as for [`VersionSet::flush`].
     pub fn run(
         &self,
         compaction: Compaction,
         oldest_in_memory: &dyn Fn() -> Option<Timestamp>,
         share: &dyn Fn() -> f64,
     ) -> Result<(), Error> {
-        let Compaction { plan: Plan { inputs, output, is_move }, _slot } = compaction;
-        let added: Vec<_> = if is_move {
-            inputs.iter().map(|(_, table)| (output, table.clone())).collect()
-        } else {
-            let metas = self.rewrite(&inputs, output, oldest_in_memory, share)?;
-            self.open_outputs(output, &metas)?
-        };
-        let removed = inputs.iter().map(|(level, table)| (*level, table.meta().number)).collect();
-        let source = inputs.iter().map(|(level, _)| *level).min().unwrap_or(Level::L0);
-        let from_source = inputs.iter().filter(|(level, _)| *level == source);
+        let Compaction { plan, _slot } = compaction;
+        let source = plan.inputs.iter().map(|(level, _)| *level).min().unwrap_or(Level::L0);
+        let from_source = plan.inputs.iter().filter(|(level, _)| *level == source);
         let pointer = from_source.map(|(_, table)| table.meta().largest.clone()).max().unwrap_or_default();
-        let edit =
-            VersionEdit { removed, compact_pointers: vec![(source, pointer)], ..VersionEdit::default() };
-        let written: u64 = added.iter().map(|(_, table)| table.meta().size).sum();
-        let is_installed = self.install(edit, &added)?;
-        if is_installed && !is_move {
-            let read: u64 = inputs.iter().map(|(_, table)| table.meta().size).sum();
+        let free = if plan.is_move { u64::MAX } else { self.free_space()? };
+        let steps = steps::steps(&plan, free).map_err(|needed| Error::NoSpace { free, needed })?;
+        let Plan { mut inputs, output, is_move } = plan;
+        let read: u64 = inputs.iter().map(|(_, table)| table.meta().size).sum();
+        let mut written = 0;
+        for Step { range, done } in steps {
+            let added: Vec<_> = if is_move {
+                inputs.iter().map(|(_, table)| (output, table.clone())).collect()
+            } else {
+                let metas = self.rewrite(&inputs, output, &range, oldest_in_memory, share)?;
+                self.open_outputs(output, &metas)?
+            };
+            written += added.iter().map(|(_, table)| table.meta().size).sum::<u64>();
+            // Held any longer, they would keep their space.
+            inputs.retain(|(level, table)| !done.contains(&(*level, table.meta().number)));
+            let edit = VersionEdit {
+                removed: done,
+                compact_pointers: vec![(source, pointer.clone())],
+                ..VersionEdit::default()
+            };
+            if !self.install(edit, &added)? {
+                return Ok(());
+            }
+        }
+        if !is_move {
             self.bytes_read.fetch_add(read, Ordering::Relaxed);
             self.bytes_written.fetch_add(written, Ordering::Relaxed);
         }
-        self.compactions.fetch_add(u64::from(is_installed), Ordering::Relaxed);
+        self.compactions.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Merges the inputs into new tables, which are not installed yet.
+    fn free_space(&self) -> Result<u64, Error> {
+        let free = self.env.fs.free_space(&self.dir);
+        free.map_err(|error| Error::io("ask for free space", &self.dir, error))
+    }
+
+    /// Merges the records of a range of the inputs into new tables, which are not installed yet.
     fn rewrite(
         &self,
         inputs: &[(Level, Arc<SstReader>)],
         output: Level,
+        range: &KeyRange,
         oldest_in_memory: &dyn Fn() -> Option<Timestamp>,
         share: &dyn Fn() -> f64,
     ) -> Result<Vec<SstMeta>, Error> {
@@ -301,6 +337,7 @@ impl VersionSet {
             dir: &self.dir,
             settings: build_settings(&self.options, output, is_bottom),
             limits: &self.limits,
+            range,
             is_l0: output == Level::L0,
             grandparents: output.below().map_or(&[], |level| version.level(level)),
             horizon: self.options.horizon.now(),
@@ -364,8 +401,12 @@ impl VersionSet {
             return Ok(false);
         };
         edit.next_file_number = Some(self.next_file_number.load(Ordering::Relaxed));
-        if let Err(error) = log.manifest.append(&edit) {
-            log.is_poisoned = true; // the tables stay: the edit may be durable
+        if let Err(error) = self.append(&mut log, &edit) {
+            if error.is_clean_no_space() {
+                discard(&edit, added);
+            } else {
+                log.is_poisoned = true; // the tables stay: the edit may be durable
+            }
             return Err(error);
         }
         log.log_number = edit.log_number.unwrap_or(log.log_number);
@@ -379,20 +420,33 @@ impl VersionSet {
                 table.mark_obsolete();
             }
         }
-        if log.manifest.len() > MANIFEST_BYTES_MAX { self.roll(&mut log).map(|()| true) } else { Ok(true) }
+        if log.manifest.as_ref().is_some_and(|manifest| manifest.len() > MANIFEST_BYTES_MAX) {
+            self.roll(&mut log)?;
+        }
+        Ok(true)
+    }
+
+    /// Makes an edit durable, in a manifest that is made if there is none.
+    fn append(&self, log: &mut Installing, edit: &VersionEdit) -> Result<(), Error> {
+        let manifest = match log.manifest.take() {
+            Some(manifest) => manifest,
+            None => self.new_manifest(log)?,
+        };
+        log.manifest.insert(manifest).append(edit)
     }
 
     /// Begins a new manifest and removes the old.
     fn roll(&self, log: &mut Installing) -> Result<(), Error> {
-        let number = self.new_file_number();
-        let next = self.next_file_number.load(Ordering::Relaxed);
-        let snapshot = snapshot(&self.current(), &log.pointers, log.log_number, next);
-        let rolled = ManifestWriter::create(&self.env, &self.dir, number, &snapshot)
-            .and_then(|manifest| manifest::set_current(&self.env, &self.dir, number).map(|()| manifest));
-        match rolled {
+        match self.new_manifest(log) {
             Ok(manifest) => {
-                let old = std::mem::replace(&mut log.manifest, manifest);
-                let _ = self.env.fs.remove(&manifest::manifest_path(&self.dir, old.number())); // else a leftover
+                if let Some(old) = log.manifest.replace(manifest) {
+                    let path = manifest::manifest_path(&self.dir, old.number());
+                    let _ = self.env.fs.remove(&path); // else a leftover
+                }
+                Ok(())
+            }
+            Err(error) if error.is_clean_no_space() => {
+                tracing::warn!(%error, "no space for a new manifest: the old one grows on");
                 Ok(())
             }
             Err(error) => {
@@ -400,6 +454,14 @@ impl VersionSet {
                 Err(error)
             }
         }
+    }
+
+    /// A manifest that begins with the tables as they are now, and is the current one.
+    fn new_manifest(&self, log: &Installing) -> Result<ManifestWriter, Error> {
+        let number = self.new_file_number();
+        let next = self.next_file_number.load(Ordering::Relaxed);
+        let snapshot = snapshot(&self.current(), &log.pointers, log.log_number, next);
+        new_manifest(&self.env, &self.dir, number, &snapshot)
     }
 
     /// Hard-links all tables into `dir`, which must be empty or not exist, and writes a manifest there. Durable.
@@ -473,6 +535,21 @@ impl VersionSet {
         stats.cache_bytes = self.cache.bytes();
         stats.corruptions = self.cache.corruptions();
     }
+}
+
+/// Makes a manifest and names it the current one.
+///
+/// # Errors
+/// After an [`Error::is_clean_no_space`] the one before is still current.
+fn new_manifest(env: &Env, dir: &Path, number: u64, snapshot: &VersionEdit) -> Result<ManifestWriter, Error> {
+    let made = ManifestWriter::create(env, dir, number, snapshot)
+        // Nothing names it yet, so even a failed sync of it leaves nothing in doubt.
+        .map_err(|error| error.during("make a new manifest"))
+        .and_then(|manifest| manifest::set_current(env, dir, number).map(|()| manifest));
+    if made.as_ref().is_err_and(Error::is_clean_no_space) {
+        let _ = env.fs.remove(&manifest::manifest_path(dir, number)); // else a leftover
+    }
+    made
 }
 
 /// Has new tables that will not be installed removed; one that only was to move stays where it is.

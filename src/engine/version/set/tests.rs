@@ -355,9 +355,9 @@ fn a_flipped_byte_in_current_or_manifest_is_noticed() {
     let set = VersionSet::open(&env, dir(), &small()).unwrap().0;
     flush(&set, &[entry("a", 1, Some("x"))], 1).unwrap();
     flush(&set, &[entry("b", 1, Some("x"))], 2).unwrap();
-    let before_last = set.installing.lock().manifest.len();
+    let before_last = set.installing.lock().manifest.as_ref().unwrap().len();
     flush(&set, &[entry("c", 1, Some("x"))], 3).unwrap();
-    let manifest = manifest::manifest_path(dir(), set.installing.lock().manifest.number());
+    let manifest = manifest::manifest_path(dir(), set.installing.lock().manifest.as_ref().unwrap().number());
     for path in [dir().join("CURRENT"), manifest] {
         for offset in 0..disk.open(&path).unwrap().len().unwrap() {
             let fork = Arc::new(disk.fork());

@@ -1,0 +1,77 @@
+//! `Demand`: how much free space writes need, so that whatever is accepted can be flushed and compacted later.
+//!
+//! ```text
+//! free space    all writes are taken  │  deletes only  │  no more than a memtable's size of deletes in a row
+//!               ◄─────────── for_values      ◄──── for_deletes
+//! ```
+//!
+//! Below `for_deletes` lies what the work that makes room needs itself: a memtable that is being flushed, what is in
+//! memory already, and the largest step of a compaction, which rewrites level 0 one table of level 1 at a time. So a full
+//! disk can always be emptied by deleting. That work takes its space for a while and gives it back: meanwhile deletes are
+//! bounded by their own bytes, which is all that they take from it. Pure.
+
+/// What decides how much space is needed. Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand {
+    /// The size of a memtable; no table that a compaction writes is larger.
+    pub memtable_size: u64,
+    /// What the next log takes when it is begun.
+    pub log_step: u64,
+    /// What memtables hold, and tables do not yet.
+    pub in_memory: u64,
+    /// Level 0.
+    pub in_l0: u64,
+}
+
+/// Which writes are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// All.
+    Plenty,
+    /// Tombstones.
+    DeletesOnly,
+    /// None.
+    Nothing,
+}
+
+impl Demand {
+    /// Free bytes from which values are taken.
+    pub fn for_values(&self) -> u64 {
+        self.for_deletes() + self.memtable_size
+    }
+
+    /// Free bytes from which deletes are taken.
+    pub fn for_deletes(&self) -> u64 {
+        self.memtable_size + self.log_step + self.in_memory + self.in_l0.max(self.memtable_size)
+    }
+
+    /// What `free` bytes are enough for, after so many bytes of deletes since there was plenty.
+    pub fn room(&self, free: u64, deletes: u64) -> Room {
+        if free >= self.for_values() {
+            Room::Plenty
+        } else if free >= self.for_deletes() || deletes < self.memtable_size {
+            Room::DeletesOnly
+        } else {
+            Room::Nothing
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deletes_are_taken_longer_than_values_by_a_memtable() {
+        let demand = Demand { memtable_size: 10, log_step: 2, in_memory: 1, in_l0: 40 };
+        assert_eq!((demand.for_values(), demand.for_deletes()), (63, 53));
+        let room = |free| demand.room(free, 10);
+        assert_eq!(
+            [63, 62, 53, 52].map(room),
+            [Room::Plenty, Room::DeletesOnly, Room::DeletesOnly, Room::Nothing]
+        );
+        assert_eq!((demand.room(0, 9), demand.room(0, 10)), (Room::DeletesOnly, Room::Nothing));
+        let empty = Demand { in_memory: 0, in_l0: 0, ..demand };
+        assert_eq!(empty.for_deletes(), 22, "a table of level 1 is rewritten too");
+    }
+}

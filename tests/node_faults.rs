@@ -178,8 +178,90 @@ async fn a_disk_that_was_set_back_is_noticed_before_it_votes() {
     assert!(ring.is_voting(2), "what the peers remember has been made up for");
 }
 
+/// Peers used to judge a node by the first ping after *their own* restart: they held the mark with which the node's
+/// run had begun against a mark of that same run, took the honest node for one that was set back, and froze what
+/// they remembered of it. A copy of its directory made after that was put back without anybody noticing, and a
+/// quorum answered 404 for an acknowledged write.
 #[tokio::test(start_paused = true)]
-async fn an_intact_node_cut_off_from_its_peers_votes_after_half_a_second() {
+async fn a_disk_that_was_set_back_is_noticed_after_a_rolling_restart_of_its_peers_too() {
+    for copied_while_stopped in [false, true] {
+        let mut ring = Ring::started(3).await;
+        ring.until_all_see_all().await;
+        ring.put(0, "k", "old").await;
+        tokio::time::sleep(SECOND).await;
+        for peer in [0, 1] {
+            ring.stop(peer).await;
+            ring.start(peer).unwrap();
+            ring.until_voting(peer, SECOND).await;
+            ring.until_all_see_all().await;
+        }
+        ring.put(0, "k", "newer").await;
+        tokio::time::sleep(SECOND).await;
+        let copy = if copied_while_stopped {
+            ring.stop(2).await;
+            let copy = ring.disks[2].fork();
+            ring.start(2).unwrap();
+            ring.until_voting(2, SECOND).await;
+            ring.until_all_see_all().await;
+            copy
+        } else {
+            ring.disks[2].fork()
+        };
+        ring.cut(2, 0);
+        ring.put(1, "k", "on 1 and 2 alone").await;
+        tokio::time::sleep(SECOND).await;
+        if copied_while_stopped {
+            // The run from the copy has the number and the first mark of the run that is lost: nothing but chance
+            // tells the two apart, and node 1 has to keep that over a restart, too.
+            ring.stop(1).await;
+            ring.start(1).unwrap();
+            ring.until_voting(1, SECOND).await;
+            ring.put(1, "another", "on 1 and 2 alone").await;
+            tokio::time::sleep(SECOND).await;
+        }
+        ring.crash(2).await;
+        ring.disks[2] = copy;
+        ring.heal();
+        ring.cut(1, 0);
+        ring.start(2).unwrap();
+        tokio::time::sleep(SECOND).await;
+        assert!(
+            !ring.is_voting(2),
+            "node 1 remembers a later mark (copied while stopped: {copied_while_stopped})"
+        );
+        ring.heal();
+        ring.until_voting(2, 5 * SECOND).await;
+        assert_eq!(ring.held(2, "k").await.unwrap().as_value().unwrap().as_bytes(), b"on 1 and 2 alone");
+        assert_eq!(ring.get(2, "k").await.as_deref(), Some("on 1 and 2 alone"));
+    }
+}
+
+/// A node that was set back, has rebuilt and votes again is remembered as it goes on: a second loss is noticed like the first.
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_was_set_back_twice_is_noticed_twice() {
+    let mut ring = Ring::started(3).await;
+    ring.until_all_see_all().await;
+    ring.put(0, "k", "old").await;
+    tokio::time::sleep(SECOND).await;
+    for round in 0..3 {
+        let copy = ring.disks[2].fork();
+        ring.put(0, "k", &format!("written in round {round}")).await;
+        tokio::time::sleep(SECOND).await;
+        ring.crash(2).await;
+        ring.disks[2] = copy;
+        ring.start(2).unwrap();
+        tokio::time::sleep(SECOND).await;
+        assert!(!ring.is_voting(2), "round {round}");
+        ring.until_voting(2, 5 * SECOND).await;
+        ring.until_all_see_all().await;
+        ring.put(0, "k", &format!("written after round {round}")).await;
+        tokio::time::sleep(SECOND).await;
+    }
+}
+
+/// It used to vote after half a second though it had heard nobody, also where its disk had been set back.
+#[tokio::test(start_paused = true)]
+async fn an_intact_node_votes_soon_after_it_has_heard_a_majority_and_not_before() {
     let mut ring = Ring::started(3).await;
     ring.until_all_see_all().await;
     ring.put(0, "k", "v").await;
@@ -188,8 +270,16 @@ async fn an_intact_node_cut_off_from_its_peers_votes_after_half_a_second() {
     ring.cut(2, 0);
     ring.cut(2, 1);
     ring.start(2).unwrap();
-    assert!(!ring.is_voting(2));
+    tokio::time::sleep(5 * SECOND).await;
+    assert!(!ring.is_voting(2), "it has heard nobody");
+    ring.heal();
+    ring.cut(2, 0);
     ring.until_voting(2, SECOND).await;
+    ring.crash(2).await;
+    ring.crash(0).await;
+    ring.start(2).unwrap();
+    ring.until_voting(2, SECOND).await;
+    assert_eq!(ring.get(2, "k").await.as_deref(), Some("v"), "two of three serve");
 }
 
 #[tokio::test(start_paused = true)]

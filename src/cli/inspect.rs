@@ -366,7 +366,7 @@ fn of_identity(identity: &Identity) -> Json {
     let peers: Vec<_> = identity
         .peers
         .iter()
-        .map(|(peer, (of, mark))| json!({"peer": peer.as_str(), "uuid": uuid(*of), "mark": mark.as_u64()}))
+        .map(|(peer, of)| json!({"peer": peer.as_str(), "uuid": uuid(of.uuid), "mark": of.mark.as_u64()}))
         .collect();
     let former: Vec<_> = identity.former.iter().map(|of| uuid(*of)).collect();
     json!({

@@ -120,8 +120,8 @@ pub(super) mod tests {
     pub(crate) fn facts(voting: bool) -> Facts {
         Facts {
             uuid: 1,
-            boot: 1,
-            boot_mark: Timestamp::ZERO,
+            run: 1,
+            explained: Timestamp::ZERO,
             mark: Timestamp::ZERO,
             voting,
             has_voted: voting,

@@ -393,7 +393,7 @@ impl Pings for NodePings {
     fn on_pong(&self, peer: &NodeId, clock: Timestamp, facts: &Facts) {
         // Too far ahead: the detector's clock offsets say so, and writes stop when a majority is.
         let _ = self.clock.hlc().observe(clock);
-        self.facts.on_facts(peer, facts);
+        self.facts.on_pong(peer, facts);
     }
 }
 

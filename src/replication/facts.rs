@@ -2,14 +2,27 @@
 //! about its own disk.
 //!
 //! ```text
-//! this node ── Facts{uuid, mark, …} ──────────────────────> peer keeps (uuid, highest mark) for our name
+//! this node ── Facts{uuid, run, mark, explained, …} ──────> peer keeps (uuid, highest mark, run) for our name
 //!           <─ Facts{remembered: (uuid, mark), …} ───────── peer
 //!                 └─ another uuid: this disk is not the one that voted under our name (wiped or swapped)
 //!                 └─ a higher mark than ours: this disk was set back (a snapshot restored)
 //! ```
 //!
-//! Only directories that have voted are remembered: losing one that never counted loses nothing. A peer's
-//! memory moves on to another directory once that one has voted for a while, which it may only after a rebuild.
+//! Only directories that have voted are remembered: losing one that never counted loses nothing.
+//!
+//! What is remembered of a peer moves on only along one history of its disk, so that a disk that lost a part of its
+//! history hears of it whenever it first meets somebody who knows ([`Past`] decides, and is pure):
+//!
+//! ```text
+//! same run as the mark was heard in            its marks only rise: the mark moves on
+//! another run, explained ≥ remembered mark     an honest restart, or the loss has been made up for: moves on
+//! another run, explained < remembered mark     set back, and does not know it yet: stays as it is
+//! another directory                            stays until that one has answered for a while that it votes, which
+//!                                              it may only after a rebuild once it has heard what we remember
+//! ```
+//!
+//! The run is a number drawn by chance and written down beside the mark. A count of starts would not do: two runs that
+//! begin from copies of one directory have the same count and the same first mark.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +33,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::StandingCell;
-use super::identity::IdentityFile;
+use super::identity::{IdentityFile, Remembered};
 use super::shared::FactsSource;
 use crate::env::{Env, Mistake};
 use crate::hints::HintStore;
@@ -29,8 +42,8 @@ use crate::rpc::Facts;
 use crate::types::{NodeId, Timestamp};
 use crate::util::shutdown::ShutdownListener;
 
-/// A peer's other directory is believed after it has voted in this many facts (five come a second, each way),
-/// so that it hears first what we remember, should it be a stranger's.
+/// A peer's other directory is believed after it has said in this many answers to our pings (five come a second) that it
+/// votes. Each ping tells what we remember, so that it has heard that first, should it be a stranger's.
 const ADOPT_AFTER: u32 = 20;
 /// How often what is remembered of peers goes to disk, if it has changed.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
@@ -86,6 +99,8 @@ struct Inner {
     clock: ClockKeeper,
     standing: StandingCell,
     hints: HintStore,
+    /// This run of the node; never zero.
+    run: u64,
     /// Ticks at every fact heard.
     heard: Notify,
     state: Mutex<State>,
@@ -113,13 +128,36 @@ struct Heard {
     has_voted: bool,
     /// Its memory of this run was found sound.
     sound: bool,
-    /// How often another directory than the remembered one has said that it votes.
+    /// In how many answers in a row another directory than the remembered one has said that it votes.
     stranger: u32,
-    /// The run it was heard in.
-    boot: u64,
-    /// It began that run with a lower mark than is remembered: its disk was set back, and what is remembered must
-    /// stay until it has been told.
-    set_back: bool,
+}
+
+/// How what a peer's directory tells of itself stands to what is remembered of that peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Past {
+    /// Nothing is remembered.
+    Unknown,
+    /// It goes on from what is remembered.
+    GoesOn,
+    /// It has lost what it held when the remembered mark was heard, and has not made up for it.
+    SetBack,
+    /// It is another directory.
+    OfAnother,
+}
+
+impl Past {
+    fn of(facts: &Facts, remembered: Option<&Remembered>) -> Self {
+        match remembered {
+            None => Self::Unknown,
+            Some(remembered) if remembered.uuid != facts.uuid => Self::OfAnother,
+            // Of an unknown run nothing can be said: honest peers are many, and one that was set back just while
+            // this node was given a new version still hears what is remembered in the first ping.
+            Some(Remembered { run, .. }) if *run == facts.run || *run == 0 => Self::GoesOn,
+            // An honest disk never starts from a lower mark than anybody has heard from it.
+            Some(remembered) if remembered.mark <= facts.explained => Self::GoesOn,
+            Some(_) => Self::SetBack,
+        }
+    }
 }
 
 /// What is known of the other members, for [`super::standing::may_vote_empty`].
@@ -146,6 +184,7 @@ impl FactsKeeper {
             clock,
             standing,
             hints,
+            run: env.rng.u64().max(1),
             heard: Notify::new(),
             state: Mutex::default(),
         };
@@ -160,6 +199,11 @@ impl FactsKeeper {
     /// Whether a peer remembers more of this disk than it holds.
     pub fn is_set_back(&self) -> bool {
         self.inner.state.lock().set_back
+    }
+
+    /// Hears what `peer` told of itself in its answer to a ping.
+    pub fn on_pong(&self, peer: &NodeId, facts: &Facts) {
+        self.inner.hear(peer, facts, Told::InAnswer);
     }
 
     /// Waits until a peer told something. May wake without news.
@@ -236,38 +280,44 @@ impl FactsSource for FactsKeeper {
 
     fn facts_for(&self, peer: &NodeId) -> Facts {
         let inner = &*self.inner;
-        let (uuid, boot, has_voted, remembered) = inner.identity.with(|identity| {
-            (identity.uuid, identity.boot, identity.has_voted, identity.peers.get(peer).copied())
+        let (uuid, settled, has_voted, remembered) = inner.identity.with(|identity| {
+            (identity.uuid, identity.settled_mark, identity.has_voted, identity.peers.get(peer).copied())
         });
         Facts {
             uuid,
-            boot,
-            boot_mark: inner.clock.boot_mark(),
+            run: inner.run,
+            explained: inner.clock.boot_mark().max(settled),
             mark: inner.clock.mark(),
             voting: inner.standing.is_voting(),
             has_voted,
             wall: inner.clock.hlc().wall(),
-            remembered,
+            remembered: remembered.map(|remembered| (remembered.uuid, remembered.mark)),
             hints_waiting: inner.hints.pending(peer).1,
         }
     }
 
     fn on_facts(&self, peer: &NodeId, facts: &Facts) {
-        self.inner.state.lock().hear(&self.inner, peer, facts);
-        self.inner.heard.notify_waiters();
+        self.inner.hear(peer, facts, Told::Unasked);
     }
 }
 
+/// How facts came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// In a peer's ping: it may not hear us.
+    Unasked,
+    /// In the answer to a ping of ours: it has heard what we remember of it.
+    InAnswer,
+}
+
 impl State {
-    fn hear(&mut self, inner: &Inner, peer: &NodeId, facts: &Facts) {
+    fn hear(&mut self, inner: &Inner, peer: &NodeId, facts: &Facts, told: Told) {
         let now = Instant::now();
         let heard = self.peers.entry(peer.clone()).or_insert(Heard {
             at: now,
             has_voted: false,
             sound: false,
             stranger: 0,
-            boot: 0,
-            set_back: false,
         });
         heard.at = now;
         heard.has_voted = facts.has_voted;
@@ -279,7 +329,7 @@ impl State {
             heard.sound = true; // it has never known us: whatever it will remember is of this run
         }
         if facts.has_voted {
-            self.remember(inner, peer, facts);
+            self.remember(inner, peer, facts, told);
         }
     }
 
@@ -296,34 +346,31 @@ impl State {
     }
 
     /// Moves on what is remembered of a peer that has voted.
-    fn remember(&mut self, inner: &Inner, peer: &NodeId, facts: &Facts) {
+    fn remember(&mut self, inner: &Inner, peer: &NodeId, facts: &Facts, told: Told) {
         let heard = self.peers.get_mut(peer).expect("it was heard just now");
-        let told = (facts.uuid, facts.mark);
-        let changed = inner.identity.note(|identity| match identity.peers.get_mut(peer) {
-            None => {
-                identity.peers.insert(peer.clone(), told);
-                Changed::Directory
-            }
-            Some((uuid, mark)) if *uuid == facts.uuid => {
+        let now = Remembered { uuid: facts.uuid, mark: facts.mark, run: facts.run };
+        let changed = inner.identity.note(|identity| {
+            let remembered = identity.peers.get(peer).copied();
+            let past = Past::of(facts, remembered.as_ref());
+            if past == Past::OfAnother && facts.voting {
+                heard.stranger += u32::from(told == Told::InAnswer);
+            } else {
                 heard.stranger = 0;
-                if heard.boot != facts.boot {
-                    (heard.boot, heard.set_back) = (facts.boot, facts.boot_mark < *mark);
-                }
-                if heard.set_back || facts.mark <= *mark {
-                    return Changed::Nothing;
-                }
-                *mark = facts.mark;
-                Changed::Mark
             }
-            Some(remembered) => {
-                heard.stranger = if facts.voting { heard.stranger + 1 } else { 0 };
-                if heard.stranger < ADOPT_AFTER {
-                    return Changed::Nothing;
+            let (next, changed) = match (past, remembered) {
+                (Past::GoesOn, Some(Remembered { mark, .. })) => {
+                    (Remembered { mark: mark.max(now.mark), ..now }, Changed::Mark)
                 }
-                heard.stranger = 0;
-                *remembered = told;
-                Changed::Directory
+                (Past::SetBack, _) => return Changed::Nothing,
+                (Past::OfAnother, _) if heard.stranger < ADOPT_AFTER => return Changed::Nothing,
+                _ => (now, Changed::Directory),
+            };
+            if remembered == Some(next) {
+                return Changed::Nothing;
             }
+            heard.stranger = 0;
+            identity.peers.insert(peer.clone(), next);
+            changed
         });
         self.unsaved |= changed != Changed::Nothing;
         self.news |= changed == Changed::Directory;
@@ -338,6 +385,11 @@ enum Changed {
 }
 
 impl Inner {
+    fn hear(&self, peer: &NodeId, facts: &Facts, told: Told) {
+        self.state.lock().hear(self, peer, facts, told);
+        self.heard.notify_waiters();
+    }
+
     fn judge(&self, claim: (u128, Timestamp), sound_before: bool) -> Option<Alarm> {
         // A node that makes these mistakes knows nothing of its disk's past.
         let planted = self.env.planted;
@@ -388,5 +440,36 @@ mod tests {
         let claim = (2, Timestamp::ZERO);
         assert_eq!(judge(claim, own(), false, true), Some(Alarm::Foreign { uuid: 2 }));
         assert_eq!(judge(claim, own(), true, false), None);
+    }
+
+    fn facts(uuid: u128, run: u64, explained: u64) -> Facts {
+        Facts {
+            uuid,
+            run,
+            explained: Timestamp::from_u64(explained),
+            mark: Timestamp::from_u64(60),
+            voting: true,
+            has_voted: true,
+            wall: Timestamp::ZERO,
+            remembered: None,
+            hints_waiting: 0,
+        }
+    }
+
+    #[test]
+    fn a_peer_goes_on_from_what_is_remembered_in_the_same_run_or_from_a_mark_that_covers_it() {
+        let remembered = Remembered { uuid: 1, mark: Timestamp::from_u64(50), run: 7 };
+        let past = |facts: &Facts| Past::of(facts, Some(&remembered));
+        assert_eq!(
+            past(&facts(1, 7, 30)),
+            Past::GoesOn,
+            "our own restart makes nothing of its run suspicious"
+        );
+        assert_eq!(past(&facts(1, 8, 50)), Past::GoesOn);
+        assert_eq!(past(&facts(1, 8, 49)), Past::SetBack);
+        assert_eq!(past(&facts(2, 7, 90)), Past::OfAnother);
+        assert_eq!(Past::of(&facts(1, 8, 0), None), Past::Unknown);
+        let before = Remembered { run: 0, ..remembered };
+        assert_eq!(Past::of(&facts(1, 8, 30), Some(&before)), Past::GoesOn, "heard by an older version");
     }
 }

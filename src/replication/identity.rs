@@ -1,13 +1,13 @@
 //! Identity: what a data directory knows of itself, its cluster, and its peers' directories.
 //!
 //! ```text
-//! IDENTITY   magic "KVIDENT1" │ body │ crc32 u32 of all before it
+//! IDENTITY   magic "KVIDENT2" │ body │ crc32 u32 of all before it
 //! body       uuid u128 │ cluster name │ Q u32 │ N u32 │ members: count, (name, weight u32, zone?)…
 //!            │ boot u64 │ has_voted u8 │ standing u8 │ former uuids: count, u128… │ settled mark u64
-//!            │ rebuild: count, (peer, 0 = done │ 1 ++ next key)… │ peers: count, (name, uuid u128, mark u64)…
+//!            │ rebuild: count, (peer, 0 = done │ 1 ++ next key)… │ peers: count, (name, uuid u128, mark u64, run u64)…
 //! ```
 //!
-//! (Counts are varints; names, zones and keys are bytes with a length.) The file is replaced whole and
+//! ("KVIDENT1", which is still read, has no runs. Counts are varints; names, zones and keys are bytes with a length.) The file is replaced whole and
 //! atomically. That a node is rebuilding, that it votes, and that it has ever voted are on disk before they
 //! have any effect. What it remembers of its peers is written lazily: it helps *them* to notice that their disk
 //! was swapped or set back.
@@ -27,11 +27,13 @@ use crate::env::{Env, Lane, Mistake, vfs};
 use crate::types::{NodeId, Timestamp};
 use crate::util::coding::{DecodeError, Reader, put_bytes, put_varint};
 
-const MAGIC: &[u8; 8] = b"KVIDENT1";
+const MAGIC: &[u8; 8] = b"KVIDENT2";
+/// Of the version before, which does not tell in which run of a peer its mark was heard.
+const MAGIC_WITHOUT_RUNS: &[u8; 8] = b"KVIDENT1";
 
 /// Whether bytes begin as an identity does.
 pub fn is_identity(head: &[u8]) -> bool {
-    head.starts_with(MAGIC)
+    head.starts_with(MAGIC) || head.starts_with(MAGIC_WITHOUT_RUNS)
 }
 
 /// What a directory belongs to. It never changes: other figures over existing data are refused.
@@ -56,6 +58,18 @@ pub struct Progress {
     pub voting: bool,
 }
 
+/// What is remembered of a peer's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remembered {
+    /// Which directory.
+    pub uuid: u128,
+    /// The highest mark heard from it.
+    pub mark: Timestamp,
+    /// The run of the peer in which that mark was heard ([`crate::rpc::Facts::run`]); zero if a version that did
+    /// not write runs down has heard it.
+    pub run: u64,
+}
+
 /// What a data directory knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -75,8 +89,8 @@ pub struct Identity {
     pub settled_mark: Timestamp,
     /// How far the rebuild under way has come.
     pub rebuild: BTreeMap<NodeId, Progress>,
-    /// Peers' directories that have voted, and the highest mark heard from each.
-    pub peers: BTreeMap<NodeId, (u128, Timestamp)>,
+    /// What is remembered of peers' directories that have voted.
+    pub peers: BTreeMap<NodeId, Remembered>,
 }
 
 /// Why an identity could not be read.
@@ -182,10 +196,11 @@ impl Identity {
             }
         }
         put_varint(&mut out, self.peers.len() as u64);
-        for (peer, (uuid, mark)) in &self.peers {
+        for (peer, remembered) in &self.peers {
             put_bytes(&mut out, peer.as_str().as_bytes());
-            out.put_u128_le(*uuid);
-            out.put_u64_le(mark.as_u64());
+            out.put_u128_le(remembered.uuid);
+            out.put_u64_le(remembered.mark.as_u64());
+            out.put_u64_le(remembered.run);
         }
         let crc = crc32fast::hash(&out);
         out.put_u32_le(crc);
@@ -198,8 +213,10 @@ impl Identity {
             return Err(DecodeError("a checksum that fits"));
         }
         let mut reader = Reader::new(body);
-        if reader.take(8)? != MAGIC {
-            return Err(DecodeError("an identity of this version"));
+        let magic = reader.take(8)?;
+        let has_runs = magic == MAGIC;
+        if !has_runs && magic != MAGIC_WITHOUT_RUNS {
+            return Err(DecodeError("an identity of a version that is known"));
         }
         let uuid = u128_of(&mut reader)?;
         let founding = Founding::decode(&mut reader)?;
@@ -223,8 +240,9 @@ impl Identity {
         }
         for _ in 0..reader.varint()? {
             let peer = NodeId::from_canonical(reader.text()?);
-            let remembered = (u128_of(&mut reader)?, Timestamp::from_u64(reader.u64()?));
-            identity.peers.insert(peer, remembered);
+            let (uuid, mark) = (u128_of(&mut reader)?, Timestamp::from_u64(reader.u64()?));
+            let run = if has_runs { reader.u64()? } else { 0 };
+            identity.peers.insert(peer, Remembered { uuid, mark, run });
         }
         reader.finish()?;
         Ok(identity)
@@ -372,7 +390,7 @@ mod tests {
                 (b, Progress { next: Some(Bytes::from_static(b"k\0")), voting: false }),
             ]
             .into(),
-            peers: [(a, (u128::MAX / 3, Timestamp::from_u64(5)))].into(),
+            peers: [(a, Remembered { uuid: u128::MAX / 3, mark: Timestamp::from_u64(5), run: 77 })].into(),
             ..Identity::new(u128::MAX / 7, founding())
         }
     }
@@ -381,6 +399,19 @@ mod tests {
     fn an_identity_reads_back_as_written() {
         let identity = identity();
         assert_eq!(Identity::decode(&identity.encode()), Ok(identity));
+    }
+
+    #[test]
+    fn an_identity_of_the_version_before_is_read_and_its_peers_have_no_run() {
+        let mut bytes = identity().encode();
+        bytes.truncate(bytes.len() - 4 - 8); // the checksum, and the run of the last and only peer
+        bytes[..8].copy_from_slice(MAGIC_WITHOUT_RUNS);
+        let crc = crc32fast::hash(&bytes);
+        bytes.put_u32_le(crc);
+        let mut expected = identity();
+        expected.peers.values_mut().for_each(|remembered| remembered.run = 0);
+        assert_eq!(Identity::decode(&bytes), Ok(expected));
+        assert!(is_identity(&bytes));
     }
 
     #[test]

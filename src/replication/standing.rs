@@ -1,8 +1,9 @@
 //! Standing: whether this node's disk may count for R and W.
 //!
 //! ```text
-//!                     peers heard, or half a second          a peer remembers another directory
-//!  on disk: voting ──────────────────────────────> Voting ──────────────────┐    or a later mark
+//!          all peers heard, or half a second                a peer remembers another directory
+//!          and a majority of members                        or a later mark
+//!  on disk: voting ──────────────────────────────> Voting ──────────────────┐
 //!                                                     ^                     v
 //!  on disk: rebuilding, or empty, or damaged ─────────┼──────────────> Rebuilding
 //!                                                     └── has read its ranges, or is empty and meets a
@@ -68,7 +69,7 @@ impl StandingCell {
     }
 }
 
-/// How long a node that was voting when it stopped listens to its peers before it votes again.
+/// How long a node that was voting when it stopped listens to all of its peers; then a majority of the members will do.
 const HEAR_OUT: Duration = Duration::from_millis(500);
 /// How old a peer's word may be for an empty node to rely on it.
 const FRESH: Duration = Duration::from_secs(1);
@@ -77,7 +78,12 @@ const FRESH: Duration = Duration::from_secs(1);
 /// majority of the members (itself included) of which none has ever voted, and no peer remembers a directory
 /// that voted under its name.
 pub fn may_vote_empty(members: usize, met: Met, alarm: bool) -> bool {
-    members == 1 || (!alarm && met.never_voted == met.heard && met.heard + 1 > members / 2)
+    members == 1 || (!alarm && met.never_voted == met.heard && is_majority(members, met))
+}
+
+/// Whether the peers heard and this node are more than half of all members.
+fn is_majority(members: usize, met: Met) -> bool {
+    met.heard + 1 > members / 2
 }
 
 /// Decides when this node votes: listens, rebuilds, and falls back when a peer's memory speaks against its disk.
@@ -112,6 +118,7 @@ impl StandingKeeper {
         let begun = Instant::now();
         if self.votes_on_disk() {
             let _ = timeout(HEAR_OUT, self.all_heard()).await;
+            self.majority_heard().await;
         }
         loop {
             if self.votes_on_disk() && self.facts.alarm().is_none() {
@@ -140,6 +147,13 @@ impl StandingKeeper {
 
     async fn all_heard(&self) {
         while self.facts.met(HEAR_OUT).heard < self.peers && self.facts.alarm().is_none() {
+            self.facts.changed().await;
+        }
+    }
+
+    /// A node that has heard nobody cannot know whether its disk was set back or swapped.
+    async fn majority_heard(&self) {
+        while !is_majority(self.peers + 1, self.facts.met(FRESH)) && self.facts.alarm().is_none() {
             self.facts.changed().await;
         }
     }
@@ -211,6 +225,14 @@ mod tests {
         assert!(!may_vote_empty(4, met(1, 1), false), "half is no majority");
         assert!(may_vote_empty(4, met(2, 2), false));
         assert!(!may_vote_empty(3, met(2, 1), false), "one of them has voted, and may have forgotten us");
+    }
+
+    #[test]
+    fn a_majority_includes_this_node() {
+        for (members, heard) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (7, 3)] {
+            assert!(is_majority(members, met(heard, 0)), "{heard} peers of {members} members");
+            assert!(heard == 0 || !is_majority(members, met(heard - 1, 0)), "{members} members");
+        }
     }
 
     #[test]

@@ -204,8 +204,8 @@ fn put_scan(out: &mut BytesMut, scan: &ScanRequest) {
 
 fn put_facts(out: &mut BytesMut, facts: &Facts) {
     out.put_u128_le(facts.uuid);
-    out.put_u64_le(facts.boot);
-    out.put_u64_le(facts.boot_mark.as_u64());
+    out.put_u64_le(facts.run);
+    out.put_u64_le(facts.explained.as_u64());
     out.put_u64_le(facts.mark.as_u64());
     put_flag(out, facts.voting);
     put_flag(out, facts.has_voted);
@@ -372,8 +372,8 @@ impl<'a> Body<'a> {
     fn facts(&mut self) -> Result<Facts, DecodeError> {
         Ok(Facts {
             uuid: self.u128()?,
-            boot: self.reader.u64()?,
-            boot_mark: self.timestamp()?,
+            run: self.reader.u64()?,
+            explained: self.timestamp()?,
             mark: self.timestamp()?,
             voting: self.flag()?,
             has_voted: self.flag()?,

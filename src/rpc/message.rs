@@ -182,10 +182,11 @@ pub enum Refusal {
 pub struct Facts {
     /// Identity of the sender's directory.
     pub uuid: u128,
-    /// How often that directory was opened.
-    pub boot: u64,
-    /// The clock's high-water mark that the sender found on its disk when it started.
-    pub boot_mark: Timestamp,
+    /// Drawn by chance at the sender's start: tells its runs apart, also two that began from copies of one directory.
+    pub run: u64,
+    /// The clock's high-water mark that the sender found on its disk when it started, or the highest mark that a
+    /// rebuild has made up for since, whichever is higher: what it acknowledged under marks up to this one it holds.
+    pub explained: Timestamp,
     /// The mark that is on its disk now: never goes back on an honest disk.
     pub mark: Timestamp,
     /// Whether its disk counts for R and W.

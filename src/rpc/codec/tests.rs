@@ -43,10 +43,10 @@ fn any_facts() -> impl Strategy<Value = Facts> {
     let marks = (any_timestamp(), any_timestamp(), any_timestamp());
     let remembered = prop::option::of((any::<u128>(), any_timestamp()));
     (any::<u128>(), any::<u64>(), marks, any::<bool>(), any::<bool>(), remembered, any::<u64>()).prop_map(
-        |(uuid, boot, (boot_mark, mark, wall), voting, has_voted, remembered, hints_waiting)| Facts {
+        |(uuid, run, (explained, mark, wall), voting, has_voted, remembered, hints_waiting)| Facts {
             uuid,
-            boot,
-            boot_mark,
+            run,
+            explained,
             mark,
             voting,
             has_voted,

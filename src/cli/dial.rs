@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
+use crate::cluster::membership::loopback_addresses;
 use crate::tls::{self, Trusted};
 
 /// The port of a node that names none.
@@ -124,7 +125,12 @@ impl Dialler {
     /// # Errors
     /// In words, why there is no connection.
     pub async fn dial(&self, target: &Target) -> Result<Dialled, String> {
-        let stream = TcpStream::connect(target.authority()).await.map_err(|error| error.to_string())?;
+        // Nodes on ::1 are named 127.0.0.1.
+        let connected = match loopback_addresses(target.authority()) {
+            Some(either) => TcpStream::connect(&either[..]).await,
+            None => TcpStream::connect(target.authority()).await,
+        };
+        let stream = connected.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         match self.trusted.as_ref().filter(|_| target.is_tls) {
             None if target.is_tls => Err("no CA is known for it".to_owned()), // never: `new` knew every target

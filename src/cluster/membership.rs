@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::types::NodeId;
 
@@ -196,6 +196,15 @@ pub fn canonical_of_ip(ip: IpAddr, port: u16) -> NodeId {
     NodeId::from_canonical(&format!("{}:{port}", canonical_ip(ip)))
 }
 
+/// Where a node of a loopback name may listen: a name reads every loopback address as 127.0.0.1, and on a machine without
+/// IPv4 that is `::1`. `None` for all other names, which say themselves where.
+pub fn loopback_addresses(name: &str) -> Option<[SocketAddr; 2]> {
+    let (host, port) = name.rsplit_once(':')?;
+    let port = port.parse().ok()?;
+    let is_loopback = host == Ipv4Addr::LOCALHOST.to_string();
+    is_loopback.then(|| [(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()])
+}
+
 /// The host part of a name: a number in its shortest form, or a name as text.
 fn canonical_host(host: &str) -> Result<String, String> {
     if let Ok(ip) = host.parse::<Ipv4Addr>() {
@@ -228,6 +237,16 @@ fn canonical_ip(ip: IpAddr) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_loopback_name_is_looked_for_on_both_loopbacks() {
+        let texts = |name: &str| loopback_addresses(name).map(|both| both.map(|address| address.to_string()));
+        let both = ["127.0.0.1:8081".to_owned(), "[::1]:8081".to_owned()];
+        assert_eq!(texts(&name("[::1]:8081")), Some(both));
+        for other in ["10.0.0.7:8081", "[fd00::1]:8081", "node1:8081"] {
+            assert_eq!(texts(other), None, "{other}");
+        }
+    }
 
     fn name(address: &str) -> String {
         canonical_name(address).map_or_else(|problem| format!("error: {problem}"), |id| id.to_string())

@@ -27,6 +27,7 @@ use super::handshake::{self, Refused};
 use super::incoming::{Ended, Incoming};
 use super::problems::Direction;
 use super::{HANDSHAKE_TIMEOUT, Shared, UPGRADE_PATH, UPGRADE_PROTOCOL, tune};
+use crate::cluster::membership::loopback_addresses;
 use crate::rpc::{BoxFuture, Error, Request, Response};
 use crate::tls::{self, ClientStream, DialError};
 use crate::types::NodeId;
@@ -168,7 +169,10 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<(TcpStream, SocketAddr), Refused> {
-        let stream = TcpStream::connect(self.peer.as_str()).await?;
+        let stream = match loopback_addresses(self.peer.as_str()) {
+            Some(either) => TcpStream::connect(&either[..]).await?, // the first that is listened on
+            None => TcpStream::connect(self.peer.as_str()).await?,
+        };
         tune(&stream);
         let address = stream.peer_addr()?;
         Ok((stream, address))

@@ -285,6 +285,56 @@ fn a_token_is_shown_from_wherever_it_is_said() {
 }
 
 #[test]
+fn data_goes_out_and_in_with_a_token_from_a_file_as_for_every_other_command() {
+    let server = with_tokens();
+    let addr = server.addr.to_string();
+    let dir = tempfile::tempdir().unwrap();
+    // As the node's own file of tokens has them: with a scope before it.
+    let file = dir.path().join("token");
+    std::fs::write(&file, "\u{feff}# the importer's\r\nrw:read-write-token\r\n").unwrap();
+    let file = file.to_str().unwrap();
+    let connect = ["--connect", &addr];
+    for env in [&[("KVSTORE_TOKEN_FILE", file)][..], &[]] {
+        let option: &[&str] = if env.is_empty() { &["--token-file", file] } else { &[] };
+        run_with(&[&["put", "k", "v"], option, &connect].concat(), env, b"").ok();
+        let exported = run_with(&[&["export"], option, &connect].concat(), env, b"");
+        assert_eq!((exported.code, exported.text().lines().count()), (0, 1), "{exported:?}");
+        let imported = run_with(&[&["import", "-"], option, &connect].concat(), env, &exported.out);
+        assert_eq!(imported.code, 0, "{imported:?}");
+    }
+    run_with(&[&["export"], &connect[..]].concat(), &[("KVSTORE_TOKEN_FILE", "/no/such/file")], b"")
+        .failed(2, "token file /no/such/file");
+}
+
+#[test]
+fn every_place_that_says_how_much_a_node_holds_says_the_same() {
+    let server = Server::start();
+    for number in 0..40 {
+        server.put(&format!("key{number}"), &"x".repeat(100_000));
+    }
+    // None of it is in a table yet: the log alone has it, and nothing else is written now.
+    let bytes = server.get("/metrics").json()["total_bytes"].as_u64().unwrap();
+    assert!(bytes > 4_000_000, "{bytes}");
+    let prometheus = server.get("/metrics?format=prometheus");
+    assert!(prometheus.text().contains(&format!("\nkvstore_held_bytes {bytes}\n")));
+    let held = kvstore::cli::output::size(bytes);
+    for command in ["status", "doctor"] {
+        let told = on(&server, &[command]);
+        assert!(told.text().contains(&held), "{command} does not say {held}: {told:?}");
+    }
+    let mut events = server.connect();
+    events.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut seen = String::new();
+    while !seen.contains("\n\n") || !seen.contains("data: ") {
+        let mut some = [0; 4096];
+        let count = events.stream.read(&mut some).unwrap();
+        assert!(count > 0, "{seen}");
+        seen.push_str(std::str::from_utf8(&some[..count]).unwrap());
+    }
+    assert!(seen.contains(&format!("\"held_bytes\":{bytes},")), "{seen}");
+}
+
+#[test]
 fn the_load_generator_shows_its_token() {
     let server = with_tokens();
     let target = format!("http://{}", server.addr);

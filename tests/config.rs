@@ -201,17 +201,102 @@ fn a_name_said_twice_in_a_file_is_a_warning_and_the_last_holds() {
 
 #[test]
 fn a_line_that_cannot_be_read_is_refused_with_its_number() {
-    assert_eq!(
-        file("NET_PORT=1\nhello\n").refused(),
-        ".env line 2: it is no NAME=value; a value with spaces needs quotes"
-    );
-    assert_eq!(
-        file("KVSTORE_PEERS=a:1, b:2\n").refused(),
-        ".env line 1: it is no NAME=value; a value with spaces needs quotes"
-    );
+    for line in ["NET_PORT 9000", "NET_PORT: 9000", "export NET_PORT 9000"] {
+        let content: &str = format!("VOLUME_ID=a\n{line}\n").leak();
+        assert_eq!(
+            file(content).refused(),
+            ".env line 2: it is not NAME=value; there is no `=` after the name",
+            "{line}"
+        );
+    }
+    assert_eq!(file("KVSTORE_DIR=\"./data\n").refused(), ".env line 1: a quote in its value is not closed");
     assert!(file("CLUSTER_SECRET=pa$HOME-word\n").refused().contains("put the value in single quotes"));
     assert_eq!(file("CLUSTER_SECRET='pa$HOME-word'\n").config().secret.as_deref(), Some("pa$HOME-word"));
     assert!(args("-config /dev/zero").refused().contains("at most 1048576 bytes"));
+}
+
+#[test]
+fn lines_of_other_programs_are_passed_over_however_they_are_written() {
+    for lines in [
+        "APP_KEY=\"-----BEGIN KEY-----\nNET_PORT_OF_OTHERS=\nabc+/=\n-----END KEY-----\"\n",
+        "DB_URL=postgres://u:pa$$w0rd@db/x\n",
+        "HOST=a.test\nURL=https://${HOST}/x\n",
+        "APP_NAME=My nice app\n",
+        "OWNER=O'Neil\n",
+        "BROKEN=\"never closed\n",
+        "npm-token=abc\n",
+        "SOME_FLAG\n",
+        "hello there, this is no setting\n",
+        "WIN_PATH=C:\\Users\\x\n",
+        "PORT=$APP_PORT\n", // another store's name for ours, but not a value of ours
+    ] {
+        let start = file(format!("{lines}NET_PORT=9123\n").leak());
+        assert_eq!(start.config().port, 9123, "{lines}");
+    }
+    let cwd = tempfile::tempdir().unwrap();
+    std::fs::write(cwd.path().join(".env"), b"# caf\xe9\nNAME=\xff\nNET_PORT=9123\n").unwrap();
+    let loaded = load(std::iter::empty(), std::iter::empty(), cwd.path());
+    let Ok(Loaded::Serve { config, .. }) = loaded else { panic!("{loaded:?}") };
+    assert_eq!(config.port, 9123);
+    std::fs::write(cwd.path().join(".env"), b"\xff\xfeN\0E\0T\0").unwrap();
+    let error = load(std::iter::empty(), std::iter::empty(), cwd.path()).unwrap_err();
+    assert_eq!(error.to_string(), ".env: it is UTF-16; save it as UTF-8");
+}
+
+#[test]
+fn many_names_of_other_programs_are_one_warning_and_their_values_are_not_shown() {
+    let start = file("A1=x\nDB_PASSWORD=hunter2\nC3=x\nD4=x\nNET_PROT=1\nNET_PORT=9000\n");
+    let warnings = start.warnings();
+    assert_eq!(
+        warnings,
+        ".env line 5: unknown setting NET_PROT; did you mean NET_PORT?\n\
+         .env: 4 lines set other names and are ignored: A1, DB_PASSWORD, C3, …"
+    );
+}
+
+#[test]
+fn blanks_around_our_own_values_are_no_part_of_them() {
+    for line in [
+        "NET_PORT=9123 ",
+        "NET_PORT=9123\t",
+        "NET_PORT = 9123",
+        "NET_PORT=9123\t# port",
+        "NET_PORT=\"9123\" ",
+    ] {
+        assert_eq!(file(format!("{line}\n").leak()).config().port, 9123, "{line:?}");
+    }
+    let config = file("KVSTORE_PEERS=a:1, b:2 # two\nKVSTORE_DIR=/srv/my data\n").config();
+    assert_eq!((names(&config).len(), config.dir.as_path()), (3, Path::new("/srv/my data")));
+    assert_eq!(file("NET_PORT\n").warnings(), ".env line 1: NET_PORT is ignored, since it has no value");
+}
+
+#[test]
+fn quotes_and_comments_in_the_environment_are_refused_since_nobody_takes_them_away() {
+    assert_eq!(
+        env("KVSTORE_DIR", "\"./data\"").refused(),
+        "KVSTORE_DIR=\"./data\" (environment): the quotes are part of the value here; leave them out"
+    );
+    assert_eq!(
+        env("KVSTORE_DIR", "./data   # mine").refused(),
+        "KVSTORE_DIR=./data   # mine (environment): the comment is part of the value here; leave it out"
+    );
+    assert!(env("DATA_DIR", "'x'").refused().contains("quotes"), "another store's name too");
+    assert!(env("CLUSTER_NAME", "\"a\"").refused().contains("quotes"));
+    let secret = env("CLUSTER_SECRET", "\"correct horse\"");
+    assert_eq!(secret.config().secret.as_deref(), Some("\"correct horse\""), "it may be meant");
+    assert!(
+        secret.warnings().contains("quotes are part of the value") && !secret.warnings().contains("horse")
+    );
+    assert_eq!(env("KVSTORE_DIR", "/srv/a#b").config().dir, Path::new("/srv/a#b"));
+    assert_eq!(args("-dir \"x\"").config().dir, Path::new("\"x\""), "a shell has taken its own away");
+}
+
+#[test]
+fn a_setting_without_effect_is_taken_and_said_to_be_one() {
+    let warnings = file("WAL_COMMIT_INTERVAL=10ms # of another store\n").warnings();
+    assert!(warnings.starts_with("WAL_COMMIT_INTERVAL=10ms has no effect: no write waits"), "{warnings}");
+    assert_eq!(file("WAL_COMMIT_INTERVAL=5ms\n").warnings(), "", "the default, which many files repeat");
+    assert!(file("WAL_COMMIT_INTERVAL=2s\n").refused().contains("allowed are"));
 }
 
 // ---- refusals ----
@@ -441,6 +526,12 @@ fn tokens_come_from_the_environment_or_a_file_and_are_never_repeated() {
     let (config, warnings) = env("API_TOKEN_FILE", path).load().unwrap();
     assert_eq!(config.api_tokens, Tokens::parse("ro:aaaaaaaa,admin:bbbbbbbb").unwrap());
     assert_eq!(warnings, Vec::<String>::new());
+    std::fs::write(path, "\u{feff}# one a line\r\nro:aaaaaaaa # dashboards\r\nadmin:bbbbbbbb\r\n").unwrap();
+    assert_eq!(
+        env("API_TOKEN_FILE", path).config().api_tokens,
+        config.api_tokens,
+        "comments and a mark are none"
+    );
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
     assert!(env("API_TOKEN_FILE", path).refused().contains("chmod 600"));
     let both = Start { env: vec![("API_TOKEN", "aaaaaaaa"), ("API_TOKEN_FILE", path)], ..Start::default() };
@@ -523,7 +614,17 @@ fn a_secret_file_must_be_readable_by_few() {
     let start = env("CLUSTER_SECRET_FILE", path.to_str().unwrap().to_owned().leak());
     let chmod = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     chmod(0o644);
-    assert!(start.refused().ends_with("everyone on this machine may use it (mode 644); chmod 600 it"));
+    assert!(start.refused().contains("everyone on this machine may use it (mode 644); chmod 600 it, or set"));
+    // A container's secrets are mounted like this, and neither chmod nor compose can change it.
+    chmod(0o444);
+    assert!(start.refused().contains("ALLOW_WORLD_READABLE_SECRETS=true"), "{}", start.refused());
+    let allowed = ("ALLOW_WORLD_READABLE_SECRETS", "true");
+    let mounted = Start { env: vec![start.env[0], allowed], ..Start::default() };
+    assert_eq!(mounted.config().secret.as_deref(), Some("correct horse"));
+    let tokens = Start { env: vec![("API_TOKEN_FILE", start.env[0].1), allowed], ..Start::default() };
+    assert!(tokens.refused().contains("a token has"), "read, and found to be no token: {}", tokens.refused());
+    chmod(0o646);
+    assert!(mounted.refused().ends_with("everyone on this machine may use it (mode 646); chmod 600 it"));
     chmod(0o640);
     assert_eq!(start.config().secret.as_deref(), Some("correct horse"));
     std::fs::write(&path, "short\n").unwrap();

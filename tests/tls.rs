@@ -16,6 +16,7 @@ use http_support::until;
 use kvstore::config::Config;
 use kvstore::tls::{Settings, Tls};
 use kvstore::types::NodeId;
+use kvstore::util::secret_file::Readers;
 use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
 use rustix::process::Signal;
 use tls_support::{
@@ -376,8 +377,9 @@ fn files_that_do_not_fit_are_refused_in_one_line_that_repeats_nothing_of_the_key
     let missing = Settings { key: dir.path().join("nowhere.pem"), ..settings.clone() };
     assert!(Tls::load(missing).unwrap_err().to_string().starts_with("TLS_KEY: No such file"));
     let folder = Settings { ca: Some(dir.path().to_owned()), ..settings.clone() };
-    assert_eq!(Tls::load(folder).unwrap_err().to_string(), "TLS_CA: it is no file");
+    assert_eq!(Tls::load(folder).unwrap_err().to_string(), "TLS_CA: it is not a regular file");
     dir.let_others_read("key.pem");
+    Tls::load(Settings { key_readers: Readers::Everyone, ..settings.clone() }).unwrap();
     let error = Tls::load(settings).unwrap_err().to_string();
     assert!(error.starts_with("TLS_KEY: everyone on this machine may use it"), "{error}");
 }

@@ -9,6 +9,7 @@ use hyper::header::HeaderValue;
 
 use super::dial::{Ca, Target};
 use super::exit::Error;
+use crate::util::tokens;
 
 /// Where nodes are looked for when nobody says.
 const DEFAULT_TARGET: &str = "127.0.0.1:8081";
@@ -128,6 +129,7 @@ fn header(token: &str) -> Result<HeaderValue, Error> {
 fn read_token(path: &Path) -> Result<String, Error> {
     let refused = |problem: String| Error::Usage(format!("token file {}: {problem}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
+    let text = tokens::without_comments(text.trim_start_matches('\u{feff}'));
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     match (lines.next(), lines.next()) {
         (Some(line), None) => Ok(line.rsplit_once(':').map_or(line, |(_scope, token)| token).to_owned()),
@@ -166,9 +168,11 @@ mod tests {
     fn a_token_file_holds_one_token_with_its_scope_or_without() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        for (text, token) in
-            [("secret-token\n", Some("secret-token")), ("rw:secret-token", Some("secret-token"))]
-        {
+        for (text, token) in [
+            ("secret-token\n", Some("secret-token")),
+            ("rw:secret-token", Some("secret-token")),
+            ("\u{feff}# of the reader\r\nro:secret-token # since May\r\n", Some("secret-token")),
+        ] {
             std::fs::write(&path, text).unwrap();
             assert_eq!(read_token(&path).ok().as_deref(), token);
         }

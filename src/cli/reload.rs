@@ -1,8 +1,8 @@
 //! reload: reads again, on SIGHUP, what a node takes from files while it runs.
 //!
 //! Each of the two, certificates and tokens, is checked first and then swapped in whole; one that is broken is logged as an
-//! error and stays as it was, whatever becomes of the other. A node with neither has nothing to read, and goes on: a
-//! signal that makes other servers reload must not end this one.
+//! error and stays as it was, whatever becomes of the other. `node.log` is opened again, for those who rotate it
+//! themselves.
 #![allow(clippy::disallowed_methods)] // the command line is where the real world begins
 
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::log::Log;
 use crate::config::Config;
 use crate::http::Api;
 use crate::tls::Tls;
@@ -19,7 +20,7 @@ use crate::tls::Tls;
 const LOOK_INTERVAL: Duration = Duration::from_secs(86_400);
 
 /// Reloads on every one of `hangups`, and warns once a day of a certificate that expires soon.
-pub async fn run(mut hangups: Signal, config: Config, tls: Option<Arc<Tls>>, api: Api) {
+pub async fn run(mut hangups: Signal, config: Config, tls: Option<Arc<Tls>>, api: Api, log: Log) {
     let mut days = interval(LOOK_INTERVAL);
     days.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let config = Arc::new(config);
@@ -29,6 +30,7 @@ pub async fn run(mut hangups: Signal, config: Config, tls: Option<Arc<Tls>>, api
                 if hangup.is_none() {
                     return; // no further one can come
                 }
+                log.reopen();
                 // Files may lie on a disk that hangs.
                 let (config, tls, api) = (config.clone(), tls.clone(), api.clone());
                 if let Err(error) =
@@ -60,7 +62,9 @@ fn reload(config: &Config, tls: Option<&Tls>, api: &Api) {
         }
     }
     match config.read_tokens_again() {
-        Ok(None) if tls.is_none() => tracing::info!("SIGHUP: there is nothing to reload"),
+        Ok(None) if tls.is_none() => {
+            tracing::info!("SIGHUP: node.log is reopened; there is nothing to reload");
+        }
         Ok(None) => {}
         Ok(Some(tokens)) => {
             api.set_tokens(tokens);

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! port ── log ── doors open (data: 503) ── node recovers ── data served ── banner
-//! SIGTERM or SIGINT: /readyz 503, no new connections, requests in flight finish, node stops, exit 0
+//! SIGTERM or SIGINT: /readyz 503, all is served for DRAIN_DELAY, then no new connections, requests in flight finish,
+//! node stops, exit 0
 //! the second signal: exit at once
-//! SIGHUP: certificate, key, CA and the file of tokens are read again; what is broken stays as it was
+//! SIGHUP: certificate, key, CA and the file of tokens are read again, what is broken stays as it was; node.log is reopened
 //! ```
 //!
 //! One current-thread runtime a worker thread, each with a listener of its own; the first is the main thread's, and the
 //! node's own loops run there.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // the command line is where the real world begins
 
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::exit::{self, Error};
+use super::log::Log;
 use super::raw::RawArgs;
 use super::{help, log, reload};
 use crate::cluster::assign;
@@ -44,6 +46,10 @@ const CONNECTIONS_MAX: u64 = 10_000;
 /// How long a body may take before its rate counts, and the rate it must keep.
 const BODY_GRACE: Duration = Duration::from_secs(10);
 const BODY_RATE_MIN: usize = 16 << 10;
+
+/// How long a node that was told to stop serves on, at least. The signal and a request that was sent before it, or a
+/// health check that comes right behind it, race; neither is refused for that.
+const DRAIN_DELAY_MIN: Duration = Duration::from_millis(100);
 
 /// How long the node's tasks may take to end once it has stopped.
 const TASKS_PATIENCE: Duration = Duration::from_secs(1);
@@ -87,7 +93,7 @@ fn run_with(config: &Config, warnings: &[String]) -> ExitCode {
     match start(config, warnings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            eprintln!("{problem}");
+            log::tell_stderr(problem);
             ExitCode::FAILURE
         }
     }
@@ -95,18 +101,29 @@ fn run_with(config: &Config, warnings: &[String]) -> ExitCode {
 
 fn start(config: &Config, warnings: &[String]) -> Result<(), String> {
     let connections_max = raise_descriptor_limit();
-    let mut listeners = listen(config)?;
-    log::init(config)?;
+    let listeners = listen(config)?;
+    let log = log::init(config)?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    let result = serve_on(listeners, config, connections_max, &log);
+    log.flush();
+    result
+}
+
+fn serve_on(
+    mut listeners: Vec<TcpListener>,
+    config: &Config,
+    connections_max: usize,
+    log: &Log,
+) -> Result<(), String> {
     let runtime = runtime()?;
     let first = listeners.remove(0);
     let limits = ServerLimits {
         connections_max: connections_max / config.worker_threads.max(1),
         ..ServerLimits::default()
     };
-    let parts = Parts::new(config)?;
+    let parts = Parts::new(config, log)?;
     let stop = Arc::new(Shutdown::default());
     let stopped = Shutdown::default();
     let workers: Vec<_> = listeners
@@ -133,10 +150,11 @@ struct Parts {
     env: Env,
     transport: Arc<TcpTransport>,
     tls: Option<Arc<Tls>>,
+    log: Log,
 }
 
 impl Parts {
-    fn new(config: &Config) -> Result<Self, String> {
+    fn new(config: &Config, log: &Log) -> Result<Self, String> {
         let env = Env::real();
         let tls = config.tls.clone().map(Tls::load).transpose().map_err(|error| error.to_string())?;
         let tls = tls.map(Arc::new);
@@ -157,8 +175,9 @@ impl Parts {
             beyond_loopback: !config.bind_addr.is_loopback(),
             slow_request_time: config.slow_request_time,
             tls: tls.clone(),
+            log_lines_dropped: log.dropped(),
         };
-        Ok(Self { api: Api::with(api_limits(config), settings), env, transport, tls })
+        Ok(Self { api: Api::with(api_limits(config), settings), env, transport, tls, log: log.clone() })
     }
 
     /// Recovers the node. On a thread of its own, so that the doors answer meanwhile; its loops run on this runtime.
@@ -255,6 +274,7 @@ async fn live(
         config.clone(),
         parts.tls.clone(),
         parts.api.clone(),
+        parts.log.clone(),
     )));
     let (tls, door) = (parts.tls.clone(), parts.api.door());
     let serving = tokio::spawn(serve_tls(listener, tls, limits, stop.listener(), door));
@@ -265,14 +285,18 @@ async fn live(
         node = parts.start_node(config) => node?,
     };
     parts.open(&node);
-    banner(config, addr);
+    parts.log.say(&banner(config, addr));
     signals.next().await;
-    tracing::info!("stopping");
+    tracing::info!(drain_delay = ?config.drain_delay, "stopping");
+    let log = parts.log.clone();
     tokio::spawn(async move {
         signals.next().await;
         tracing::warn!("stopped at once by a second signal");
+        log.flush();
         std::process::exit(1);
     });
+    parts.api.leave();
+    tokio::time::sleep(config.drain_delay.max(DRAIN_DELAY_MIN)).await;
     parts.api.drain();
     stop.signal();
     match serving.await {
@@ -327,10 +351,9 @@ fn raise_descriptor_limit() -> usize {
     connections as usize
 }
 
-fn banner(config: &Config, addr: SocketAddr) {
+fn banner(config: &Config, addr: SocketAddr) -> String {
     let (banner, rule) = (config.banner(), "=".repeat(47));
-    let text = format!("{banner}\n kv-store Node running on port {}\n{rule}", addr.port());
-    let _ = writeln!(io::stdout(), "{text}"); // a closed stdout is no reason to stop
+    format!("{banner}\n kv-store Node running on port {}\n{rule}", addr.port())
 }
 
 #[cfg(test)]

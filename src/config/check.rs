@@ -8,13 +8,13 @@ use crate::cluster::membership::{MemberEntry, canonical_name, canonical_of_ip};
 use crate::cluster::{Member, Membership};
 use crate::tls;
 use crate::types::NodeId;
-use crate::util::secret_file;
-use crate::util::tokens::Tokens;
+use crate::util::secret_file::{self, Readers};
+use crate::util::tokens::{self, Tokens};
 
 use super::settings::{Raw, Setting, Unset};
 use super::sources::{Origin, Values};
 use super::{Config, Error, half_the_cores, majority};
-use crate::util::units::format_size;
+use crate::util::units::{format_duration, format_size};
 
 /// A file that holds a secret is never larger, in bytes.
 const SECRET_FILE_SIZE_MAX: u64 = 4096;
@@ -100,10 +100,12 @@ impl Checker<'_> {
             cluster_name: self.cluster_name()?,
             range_count,
             secret: self.secret()?,
+            secret_readers: self.secret_readers()?,
             volume_id: self.volume_id()?,
             api_tokens: self.api_tokens()?,
             api_token_file: self.raw.api_token_file.as_ref().map(|file| self.path(file)),
             tls,
+            drain_delay: read!(self.time(drain_delay))?,
             network_timeout: read!(self.time(network_timeout))?,
             batch_concurrency: read!(self.number(batch_concurrency))? as usize,
             read_repair_chance: self.read_repair_chance()?,
@@ -113,9 +115,12 @@ impl Checker<'_> {
             inflight_bytes_max: read!(self.number(max_inflight_bytes))? as usize,
             slow_request_time: read!(self.time(slow_request_time))?,
             log_json: self.log_json()?,
+            log_size_max: read!(self.number(log_max_size))?,
+            log_files_max: read!(self.number(log_max_files))? as u32,
             log_filter: self.log_filter()?,
         };
         self.warn_of_hidden_bounds(&config);
+        self.warn_of_settings_without_effect(&config);
         self.warn_of_open_doors(&config);
         Ok(config)
     }
@@ -315,6 +320,14 @@ impl Checker<'_> {
         Ok(Some(secret))
     }
 
+    fn secret_readers(&self) -> Result<Readers, Error> {
+        match read_text!(self.allow_world_readable_secrets) {
+            "true" => Ok(Readers::Everyone),
+            "false" => Ok(Readers::OwnerAndGroup),
+            _ => Err(self.not_allowed("allow_world_readable_secrets")),
+        }
+    }
+
     fn api_tokens(&mut self) -> Result<Tokens, Error> {
         let (field, text) = match (&self.raw.api_token, &self.raw.api_token_file) {
             (None, None) => return Ok(Tokens::default()),
@@ -323,7 +336,7 @@ impl Checker<'_> {
             }
             (Some(text), None) => ("api_token", text.clone()),
             (None, Some(file)) => {
-                return read_tokens(&self.path(file))
+                return read_tokens(&self.path(file), self.secret_readers()?)
                     .map_err(|problem| self.error("api_token_file", problem));
             }
         };
@@ -338,7 +351,8 @@ impl Checker<'_> {
     }
 
     fn read_secret(&self, field: &'static str, file: &str) -> Result<String, Error> {
-        let secret = read_secret(&self.path(file)).map_err(|problem| self.error(field, problem))?;
+        let secret = read_secret(&self.path(file), self.secret_readers()?)
+            .map_err(|problem| self.error(field, problem))?;
         Ok(secret.trim_end_matches(['\r', '\n']).to_owned()) // the line end that editors add
     }
 
@@ -373,7 +387,9 @@ impl Checker<'_> {
                 "with peers, TLS_CA must say who signs the certificates by which nodes know each other";
             return Err(self.error("tls_cert", problem));
         }
-        let settings = tls::Settings { cert, key, ca, own: has_peers.then(|| own.clone()), takes_plaintext };
+        let key_readers = self.secret_readers()?;
+        let own = has_peers.then(|| own.clone());
+        let settings = tls::Settings { cert, key, key_readers, ca, own, takes_plaintext };
         match tls::Material::load(&settings) {
             Ok(_) => Ok(Some(settings)),
             Err(error) => Err(self.error(error.file.field(), error.problem)),
@@ -423,6 +439,17 @@ impl Checker<'_> {
         }
     }
 
+    /// The default says nothing that anybody could rely on; another value may be meant to tune something.
+    fn warn_of_settings_without_effect(&mut self, config: &Config) {
+        if config.wal_commit_interval != Config::default().wal_commit_interval {
+            let interval = format_duration(config.wal_commit_interval);
+            self.warnings.push(format!(
+                "WAL_COMMIT_INTERVAL={interval} has no effect: no write waits for others to share its sync; those that \
+                 come while one is under way share the next"
+            ));
+        }
+    }
+
     /// A bound that another one hides is no reason not to start: it may be meant for a moment.
     fn warn_of_hidden_bounds(&mut self, config: &Config) {
         let sizes = [
@@ -441,13 +468,13 @@ impl Checker<'_> {
 }
 
 /// The tokens in a file, one a line. The error is the rest of a sentence, and repeats no token.
-pub(super) fn read_tokens(path: &Path) -> Result<Tokens, String> {
-    Tokens::parse(&read_secret(path)?)
+pub(super) fn read_tokens(path: &Path, readers: Readers) -> Result<Tokens, String> {
+    Tokens::parse(&tokens::without_comments(&read_secret(path, readers)?))
 }
 
-fn read_secret(path: &Path) -> Result<String, String> {
-    let secret = secret_file::read(path, SECRET_FILE_SIZE_MAX)?;
-    String::from_utf8(secret).map_err(|_| "it is no UTF-8".to_owned())
+fn read_secret(path: &Path, readers: Readers) -> Result<String, String> {
+    let secret = secret_file::read(path, SECRET_FILE_SIZE_MAX, readers)?;
+    String::from_utf8(secret).map_err(|_| "it is not valid UTF-8".to_owned())
 }
 
 fn is_wildcard(name: &NodeId) -> bool {

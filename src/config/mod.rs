@@ -22,6 +22,7 @@ use std::time::Duration;
 use crate::cluster::{Member, Membership, RingSettings};
 use crate::tls;
 use crate::types::NodeId;
+use crate::util::secret_file::Readers;
 use crate::util::tokens::Tokens;
 use crate::util::units;
 
@@ -154,7 +155,7 @@ fn gather(
     if let (None, Some(path)) = (&file, named) {
         return Err(Error::File { path: path.to_owned(), line: None, problem: "no such file".to_owned() });
     }
-    let (from_file, warnings) = file.unwrap_or_default();
+    let (from_file, mut warnings) = file.unwrap_or_default();
 
     let mut merged = BTreeMap::new();
     let sources = [from_file, sources::from_environment(env)?, command_line.values];
@@ -166,6 +167,18 @@ fn gather(
         for source in &sources {
             let said = source.iter().filter(|(_, (value, origin))| says(value, origin));
             merged.extend(said.map(|(field, said)| (*field, said.clone())));
+        }
+    }
+    for (field, (value, origin)) in &merged {
+        let setting = Setting::of_field(field);
+        let is_raw = matches!(origin, Origin::Environment | Origin::Foreign(_));
+        let Some(problem) = sources::problem_of_unread(value).filter(|_| is_raw) else { continue };
+        if setting.is_secret() {
+            // A secret may be any text, and this one may be meant.
+            warnings.push(format!("{} ({origin}): {problem}", setting.name()));
+        } else {
+            let (name, value, origin) = (setting.name(), value.clone(), origin.clone());
+            return Err(Error::Setting { name, value, origin, problem: problem.to_owned() });
         }
     }
     Ok((merged, warnings))
@@ -192,7 +205,7 @@ pub struct Config {
     pub sparse_index_interval: usize,
     /// `BLOCK_CACHE_SIZE`, bytes.
     pub block_cache_size: usize,
-    /// `WAL_COMMIT_INTERVAL`, an upper bound.
+    /// `WAL_COMMIT_INTERVAL`, an upper bound that is met by not waiting; nothing reads it.
     pub wal_commit_interval: Duration,
     /// `WAL_MAX_BATCH_SIZE`, batches.
     pub wal_batch_max: usize,
@@ -220,6 +233,8 @@ pub struct Config {
     pub read_quorum: usize,
     /// `CLUSTER_SECRET` or the content of `CLUSTER_SECRET_FILE`.
     pub secret: Option<String>,
+    /// `ALLOW_WORLD_READABLE_SECRETS`.
+    pub secret_readers: Readers,
     /// `VOLUME_ID`.
     pub volume_id: String,
     /// `API_TOKEN` or the content of `API_TOKEN_FILE`.
@@ -228,6 +243,8 @@ pub struct Config {
     pub api_token_file: Option<PathBuf>,
     /// `TLS_CERT`, `TLS_KEY`, `TLS_CA` and `TLS_PLAINTEXT`; `None`: plaintext is spoken.
     pub tls: Option<tls::Settings>,
+    /// `DRAIN_DELAY`.
+    pub drain_delay: Duration,
     /// `NETWORK_TIMEOUT`.
     pub network_timeout: Duration,
     /// `BATCH_CONCURRENCY`, groups in flight.
@@ -246,6 +263,10 @@ pub struct Config {
     pub slow_request_time: Duration,
     /// `LOG_FORMAT`: `text` or `json`.
     pub log_json: bool,
+    /// `LOG_MAX_SIZE`, bytes.
+    pub log_size_max: u64,
+    /// `LOG_MAX_FILES`, old files beside `node.log`.
+    pub log_files_max: u32,
     /// `RUST_LOG`.
     pub log_filter: String,
 }
@@ -284,10 +305,12 @@ impl Default for Config {
             write_quorum: 1,
             read_quorum: 1,
             secret: None,
+            secret_readers: Readers::OwnerAndGroup,
             volume_id: "vol-1".to_owned(),
             api_tokens: Tokens::default(),
             api_token_file: None,
             tls: None,
+            drain_delay: Duration::ZERO,
             network_timeout: Duration::from_secs(2),
             batch_concurrency: 50,
             read_repair_chance: 1.0,
@@ -297,6 +320,8 @@ impl Default for Config {
             inflight_bytes_max: 64 << 20,
             slow_request_time: Duration::from_millis(500),
             log_json: false,
+            log_size_max: 64 << 20,
+            log_files_max: 4,
             log_filter: "info".to_owned(),
         }
     }
@@ -318,7 +343,7 @@ impl Config {
     /// # Errors
     /// The rest of a sentence about the file; it repeats no token.
     pub fn read_tokens_again(&self) -> Result<Option<Tokens>, String> {
-        self.api_token_file.as_deref().map(check::read_tokens).transpose()
+        self.api_token_file.as_deref().map(|file| check::read_tokens(file, self.secret_readers)).transpose()
     }
 
     /// This node's name.

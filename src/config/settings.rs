@@ -106,7 +106,7 @@ settings! {
     sparse_index_interval: Number(1, 65_536), Is("128"), "keys between two entries of a table's index, at most";
     block_cache_size: Size(MIB, TIB), Is("256MiB"), "table blocks and records kept in memory";
     wal_commit_interval: Time(Duration::ZERO, seconds(1)), Is("5ms"),
-        "the longest that writes wait to share one sync; an upper bound, a lone write never waits";
+        "accepted and without effect: an upper bound on a wait that does not exist; writes that come during a sync share the next";
     wal_max_batch_size: Number(1, 65_536), Is("512"), "writes that share one sync, at most";
     bloom_bits_per_key: Number(1, 32), Is("10"), "bits of bloom filter a key; 10 let 1% of vain lookups through";
     bloom_size_l0: Number(64, 1 << 36), NOTHING, "bits of bloom filter a table of level 0, in place of bits a key";
@@ -131,8 +131,12 @@ settings! {
     cluster_secret: Text("8 to 1024 characters"), NOTHING,
         "shared by all nodes; without it, and without TLS_CA, only loopback peers are accepted";
     cluster_secret_file: Text("a file that others may not read"), NOTHING, "holds the secret, in place of CLUSTER_SECRET";
+    allow_world_readable_secrets: Text("true or false"), Is("false"),
+        "true: files of secrets, tokens and keys may be readable by everyone on this machine, as Docker and compose mount them (mode 0444)";
     max_clock_skew: Time(millis(1), seconds(3_600)), Is("500ms"), "timestamps further ahead than this are refused";
 
+    drain_delay: Time(Duration::ZERO, seconds(3_600)), Is("0"),
+        "how long after SIGTERM /readyz says 503 while requests are still served, so that load balancers notice; at least 100ms";
     network_timeout: Time(millis(10), seconds(300)), Is("2s"), "how long a request waits for its quorum";
     batch_concurrency: Number(1, 10_000), Is("50"), "groups of a batch in flight at a time";
     read_repair_chance: Probability, Is("1.0"), "share of reads that compare all replicas";
@@ -141,6 +145,8 @@ settings! {
 
     slow_request_time: Time(Duration::ZERO, seconds(3_600)), Is("500ms"), "requests that take longer are logged; 0 logs none";
     log_format: Text("text or json"), Is("text"), "how log lines look";
+    log_max_size: Size(MIB, TIB), Is("64MiB"), "node.log is renamed to node.log.1 before it grows beyond this";
+    log_max_files: Number(0, 100), Is("4"), "old log files that are kept, node.log.1 being the newest";
     rust_log: Text("a level, or target=level, separated by commas"), Is("info"), "what is logged";
 }
 

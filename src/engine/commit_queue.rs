@@ -9,9 +9,8 @@
 //! answers `true`, carries out one [`CommitQueue::take`], and asks [`CommitQueue::finish`] whether another job is
 //! due. A group is a job, so that in simulation delays and crashes fall between groups.
 //!
-//! A lone write never waits for company, and neither does a group after a group: the upper bound of that wait,
-//! `wal_commit_interval`, is met by not waiting at all. While one group is synced the next one gathers, and a
-//! measured delay on top of that gained nothing under load and cost latency alone (DESIGN §10).
+//! No write ever waits for others to join its group: while one group is synced the next one gathers, and a delay on
+//! top of that was measured to cost throughput under load and latency alone (docs/performance.md).
 
 use std::collections::VecDeque;
 

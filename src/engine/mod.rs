@@ -183,3 +183,11 @@ pub struct EngineStats {
     /// Why the directory could not be looked at the last time, if it could not: writes are refused while it lasts.
     pub disk_error: Option<String>,
 }
+
+impl EngineStats {
+    /// Bytes of data held: the tables, and the records of logs that are not in tables yet. What every door, page and
+    /// command means by the size of a node's data.
+    pub fn held_bytes(&self) -> u64 {
+        self.log_bytes + self.level_bytes.iter().sum::<u64>()
+    }
+}

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::types::{Expiry, Timestamp};
 
@@ -72,8 +71,6 @@ pub struct Options {
     pub sparse_index_interval: usize,
     /// Bytes of blocks and rows kept in memory.
     pub block_cache_size: usize,
-    /// The longest a commit leader waits for more writers.
-    pub wal_commit_interval: Duration,
     /// Batches a commit group, at most.
     pub wal_batch_max: usize,
     /// Bits of bloom filter a key.
@@ -103,7 +100,6 @@ impl Default for Options {
             l0_files_max: 4,
             sparse_index_interval: 128,
             block_cache_size: 256 << 20,
-            wal_commit_interval: Duration::from_millis(5),
             wal_batch_max: 512,
             bloom_bits_per_key: 10,
             bloom_size_l0: None,

@@ -67,7 +67,7 @@ impl Volume {
             // At most: a key that was written again counts twice until a compaction meets both of its records.
             keys: records.saturating_sub(engine.tombstones),
             segments: tables(engine) + 1 + engine.memtables_sealed,
-            bytes: engine.log_bytes + engine.level_bytes.iter().sum::<u64>(),
+            bytes: engine.held_bytes(),
             active_segment: engine.log_number,
             oldest_segment: engine.oldest_table.unwrap_or(engine.log_number),
         }
@@ -161,7 +161,7 @@ pub(super) fn checks_of(api: &Api) -> Vec<Check> {
         Some(coordinator) => coordinator.readiness(),
         None => vec![Check { name: "recovered", problem: Some("the node is starting".to_owned()) }],
     };
-    if api.is_draining() {
+    if api.is_leaving() {
         checks.push(Check { name: "stopping", problem: Some("the node is stopping".to_owned()) });
     }
     checks
@@ -245,7 +245,6 @@ impl Serialize for MetricsView<'_> {
         map.serialize_entry("total_keys", &volume.keys)?;
         map.serialize_entry("segments", &volume.segments)?;
         map.serialize_entry("total_segments", &volume.segments)?;
-        map.serialize_entry("total_bytes", &volume.bytes)?;
         map.serialize_entry("total_mb", &volume.total_mb())?;
         map.serialize_entry("active_segment_id", &volume.active_segment)?;
         map.serialize_entry("oldest_segment_id", &volume.oldest_segment)?;

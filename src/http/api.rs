@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub struct ApiSettings {
     pub beyond_loopback: bool,
     /// `SLOW_REQUEST_TIME`: a request that takes longer is logged; zero: none is.
     pub slow_request_time: Duration,
+    /// How many lines of the log reached neither its file nor stdout; whoever writes it counts.
+    pub log_lines_dropped: Arc<AtomicU64>,
     /// The certificate that clients are shown; `None`: they are spoken to in plaintext.
     pub tls: Option<Arc<Tls>>,
 }
@@ -56,6 +59,7 @@ impl Default for ApiSettings {
             tokens: Tokens::default(),
             beyond_loopback: false,
             slow_request_time: Duration::from_millis(500),
+            log_lines_dropped: Arc::default(),
             tls: None,
         }
     }
@@ -82,6 +86,8 @@ pub struct Api {
 pub(super) struct Shared {
     coordinator: OnceLock<Coordinator>,
     peer_door: OnceLock<PeerDoor>,
+    /// Whether the node will stop soon: `/readyz` says so, and answers close their connections. Relaxed: it guards nothing.
+    leaving: AtomicBool,
     /// Given when the node begins to stop: streams that would not end by themselves do then.
     pub(super) draining: Shutdown,
     pub(super) limits: ApiLimits,
@@ -114,6 +120,7 @@ impl Api {
             shared: Arc::new(Shared {
                 coordinator: OnceLock::new(),
                 peer_door: OnceLock::new(),
+                leaving: AtomicBool::new(false),
                 draining: Shutdown::default(),
                 limits,
                 slow_log: SlowLog::new(settings.slow_request_time),
@@ -146,14 +153,25 @@ impl Api {
         let _ = self.shared.peer_door.set(door); // the first stays: a node has one transport
     }
 
-    /// Says on `/readyz` that the node is stopping, and ends the streams of `/events`. Requests are still answered.
+    /// Says on `/readyz` that the node is stopping, and closes each connection behind its next answer. Everything is
+    /// still served: load balancers have time to notice.
+    pub fn leave(&self) {
+        self.shared.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// The same, and ends the streams of `/events`. Requests are still answered.
     pub fn drain(&self) {
+        self.leave();
         self.shared.draining.signal();
     }
 
     /// A door for one worker thread: it keeps its own latencies.
     pub fn door(&self) -> Door {
         Door { api: self.clone(), recorder: self.shared.metrics.recorder() }
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.shared.leaving.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_draining(&self) -> bool {

@@ -1,5 +1,7 @@
 //! Figures: the one table of what `/metrics` says, by its name in JSON and in Prometheus.
 
+use std::sync::atomic::Ordering;
+
 use super::admin;
 use super::api::Api;
 use super::metrics::Totals;
@@ -54,6 +56,12 @@ pub fn of_requests(api: &Api, totals: &Totals) -> Vec<Figure> {
             api.shared.slow_log.count(),
             "Requests that took longer than SLOW_REQUEST_TIME.",
         ),
+        counter(
+            "log_lines_dropped",
+            "kvstore_log_lines_dropped_total",
+            api.shared.settings.log_lines_dropped.load(Ordering::Relaxed),
+            "Log lines that stdout or node.log did not take in time.",
+        ),
         gauge(
             "uptime_seconds",
             "kvstore_uptime_seconds",
@@ -100,6 +108,12 @@ pub fn of_node(coordinator: Option<&Coordinator>) -> Vec<Figure> {
         counter("flushes", "kvstore_flushes_total", engine.flushes, "Memtables flushed to level 0."),
         counter("wal_syncs", "kvstore_wal_syncs_total", engine.wal_syncs, "Syncs of the write-ahead log."),
         gauge("l0_files", "kvstore_l0_files", engine.level_files[0] as u64, "Tables in level 0."),
+        gauge(
+            "total_bytes",
+            "kvstore_held_bytes",
+            engine.held_bytes(),
+            "Bytes of data held: tables, and records of the log that are not in tables yet.",
+        ),
         counter("wal_bytes", "kvstore_wal_bytes_total", engine.wal_bytes, "Bytes appended to the log."),
         counter(
             "batches_written",

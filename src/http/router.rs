@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::time::Instant;
 
@@ -255,6 +255,9 @@ async fn answer_as(
     // An id of our own costs bytes on every answer: it goes where somebody will look it up.
     if id.is_given() || is_slow || status.is_server_error() {
         response.headers_mut().insert(X_REQUEST_ID, answer::ascii_header(id.to_string()));
+    }
+    if door.api.is_leaving() && status != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response.map(|body| body.of_request(id))
 }

@@ -14,7 +14,7 @@
 //! data/      the engine of this node's own replicas
 //! hints/     the engine of writes kept for others
 //! checkpoints/  copies of all this but the hints, made while the node runs
-//! node.log   what the node had to say
+//! node.log   what the node had to say; node.log.1 … are older
 //! ```
 //!
 //! The order within a start matters twice: the mark found on disk is read before anything extends it, and
@@ -313,7 +313,6 @@ fn engine_options(config: &Config, ring: &Ring, hlc: &Arc<Hlc>) -> engine::Optio
         l0_files_max: config.l0_files_max,
         sparse_index_interval: config.sparse_index_interval,
         block_cache_size: config.block_cache_size,
-        wal_commit_interval: config.wal_commit_interval,
         wal_batch_max: config.wal_batch_max,
         bloom_bits_per_key: config.bloom_bits_per_key,
         bloom_size_l0: config.bloom_size_l0,

@@ -22,7 +22,7 @@ use x509_cert::der::Decode as _;
 
 use super::{EXPIRES_SOON, Error, File, Settings, host_name, words};
 use crate::types::NodeId;
-use crate::util::secret_file;
+use crate::util::secret_file::{self, Readers};
 
 /// A file of certificates or a key is never larger, in bytes: a system's whole bundle has a quarter of it.
 const FILE_LEN_MAX: u64 = 1 << 20;
@@ -69,7 +69,8 @@ impl Material {
     /// Which file cannot be used, and why. That a certificate has expired is no error here ([`Material::untimely`]).
     pub fn load(settings: &Settings) -> Result<Self, Error> {
         let chain = certificates(&settings.cert).map_err(|problem| Error { file: File::Cert, problem })?;
-        let key = private_key(&settings.key).map_err(|problem| Error { file: File::Key, problem })?;
+        let key = private_key(&settings.key, settings.key_readers)
+            .map_err(|problem| Error { file: File::Key, problem })?;
         let validity = validity(&chain).map_err(|problem| Error { file: File::Cert, problem })?;
         let fingerprint = fingerprint(&chain[0]);
         let certified = certified(chain, &key)?;
@@ -173,8 +174,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 /// The first private key in a file of PEM. No error repeats what is in it.
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let pem = secret_file::read(path, FILE_LEN_MAX)?;
+fn private_key(path: &Path, readers: Readers) -> Result<PrivateKeyDer<'static>, String> {
+    let pem = secret_file::read(path, FILE_LEN_MAX, readers)?;
     PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
         let is_encrypted = pem.windows(9).any(|part| part == b"ENCRYPTED");
         let problem = if is_encrypted {

@@ -38,6 +38,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::types::NodeId;
+use crate::util::secret_file::Readers;
 
 pub use material::{Material, Trusted};
 pub use words::{is_plaintext, refusal, told};
@@ -59,6 +60,8 @@ pub struct Settings {
     pub cert: PathBuf,
     /// `TLS_KEY`.
     pub key: PathBuf,
+    /// Who may read that file.
+    pub key_readers: Readers,
     /// `TLS_CA`: who signs the certificates of peers.
     pub ca: Option<PathBuf>,
     /// The name by which peers know this node, where it has peers: its certificate must name the host in it.

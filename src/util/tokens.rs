@@ -36,6 +36,12 @@ impl fmt::Debug for Tokens {
     }
 }
 
+/// A file of tokens without its comments, which begin with `#`: no token has one.
+pub fn without_comments(text: &str) -> String {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
 impl Tokens {
     const LEN_MIN: usize = 8;
     const LEN_MAX: usize = 1024;
@@ -118,6 +124,16 @@ mod tests {
             assert_eq!(tokens.scope_of(b"dddddddd"), None);
             assert_eq!(format!("{tokens:?}"), "[Read, Write, Admin]");
         }
+    }
+
+    #[test]
+    fn a_file_of_tokens_may_have_comments() {
+        let text = "# tokens of the ring, one a line\r\nro:aaaaaaaa  # dashboards\n\n  # rw:old-token\nrw:bbbbbbbb\n";
+        let tokens = Tokens::parse(&without_comments(text)).unwrap();
+        assert_eq!(format!("{tokens:?}"), "[Read, Write]");
+        assert_eq!(tokens.scope_of(b"aaaaaaaa"), Some(Scope::Read));
+        assert_eq!(tokens.scope_of(b"old-token"), None);
+        assert!(Tokens::parse(&without_comments("# none yet\n")).unwrap_err().contains("no token"));
     }
 
     #[test]

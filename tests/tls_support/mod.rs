@@ -21,6 +21,7 @@ use kvstore::rpc::{
 };
 use kvstore::tls::{Settings, Tls};
 use kvstore::types::{NodeId, Timestamp};
+use kvstore::util::secret_file::Readers;
 use kvstore::util::shutdown::Shutdown;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -155,6 +156,7 @@ impl Tempdir {
         Settings {
             cert: self.path().join("cert.pem"),
             key: self.path().join("key.pem"),
+            key_readers: Readers::default(),
             ca: Some(self.path().join("ca.pem")),
             own: Some(NodeId::from_canonical("127.0.0.1:1")),
             takes_plaintext: false,

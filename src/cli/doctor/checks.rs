@@ -157,7 +157,7 @@ fn disk(node: &Node) -> Finding {
     let Some(free) = node.figures.get("kvstore_disk_free_bytes") else {
         return finding(Severity::Ok, "disk", name, "it does not say how much is free".to_owned(), "");
     };
-    let held = node.figures.sum("kvstore_level_bytes");
+    let held = node.figures.get("kvstore_held_bytes").unwrap_or_default();
     let text = format!("{} free, {} held", size(free), size(held));
     if free >= FREE_BYTES_FEW.max(held / 4) {
         return finding(Severity::Ok, "disk", name, text, "");
@@ -516,11 +516,7 @@ mod tests {
             ("kvstore_engine_out_of_space 1", Problem, "engine"),
             ("kvstore_writes_throttled 1", Warning, "engine"),
             ("kvstore_disk_free_bytes 1000000", Warning, "disk"),
-            (
-                "kvstore_disk_free_bytes 2000000000\nkvstore_level_bytes{level=\"1\"} 9000000000",
-                Warning,
-                "disk",
-            ),
+            ("kvstore_disk_free_bytes 2000000000\nkvstore_held_bytes 9000000000", Warning, "disk"),
             ("process_max_fds 1024", Warning, "files"),
             ("process_open_fds 60000", Problem, "files"),
             (

@@ -32,16 +32,6 @@ impl Figures {
         self.get(name).is_some_and(|value| value > 0)
     }
 
-    /// The sum of a figure over all its labels.
-    pub fn sum(&self, name: &str) -> u64 {
-        let prefix = format!("{name}{{");
-        self.values
-            .iter()
-            .filter(|(known, _)| known.starts_with(&prefix))
-            .map(|(_, value)| *value as u64)
-            .sum()
-    }
-
     /// How many a histogram of seconds counted, and the bounds below which `quantiles` of them lie.
     pub fn quantiles<const COUNT: usize>(
         &self,
@@ -67,14 +57,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_flags_sums_and_quantiles_are_read() {
+    fn samples_flags_and_quantiles_are_read() {
         let figures = Figures::parse(
             "# HELP a b\nkvstore_x 3\nkvstore_on 1\nlevel{level=\"0\"} 2\nlevel{level=\"1\"} 5\nnonsense\n\
              t_bucket{le=\"0.001\"} 8\nt_bucket{le=\"0.01\"} 9\nt_bucket{le=\"+Inf\"} 10\nt_sum 1\nt_count 10\n",
         );
         assert_eq!((figures.get("kvstore_x"), figures.get("none")), (Some(3), None));
         assert!(figures.is_on("kvstore_on") && !figures.is_on("none"));
-        assert_eq!(figures.sum("level"), 7);
         assert_eq!(figures.quantiles("t", [0.5, 0.9, 0.99]), (10, [Some(1_000), Some(10_000), None]));
         assert_eq!(figures.quantiles("none", [0.5]), (0, [None]));
     }

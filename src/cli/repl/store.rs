@@ -265,7 +265,7 @@ fn of_engine(node: &StoppedNode) -> Json {
         "standing": if node.is_whole() { "whole" } else { "rebuilding" },
         "keys": (stats.memtable_records + stats.table_records).saturating_sub(stats.tombstones),
         "tombstones": stats.tombstones,
-        "total_bytes": stats.log_bytes + stats.level_bytes.iter().sum::<u64>(),
+        "total_bytes": stats.held_bytes(),
         "memtable_bytes": stats.memtable_bytes,
         "level_files": stats.level_files,
         "level_bytes": stats.level_bytes,

@@ -1,7 +1,6 @@
 //! Client: requests to any of some nodes, patiently.
 #![allow(clippy::disallowed_methods)] // the command line lives in the real world
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,13 +8,14 @@ use bytes::Bytes;
 use clap::Args;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::SendRequest;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request};
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::Ended;
 use crate::cli::dial::{Ca, Dialler, Target};
+use crate::cli::options::Token;
 
 const DEFAULT_NODE: &str = "127.0.0.1:8081";
 /// The first rest before a request is sent again, doubled with each further one.
@@ -32,12 +32,9 @@ pub struct NodeArgs {
     /// not answer [env: `KVSTORE_CONNECT`] [default: 127.0.0.1:8081]
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
     pub connect: Vec<String>,
-    /// The bearer token to show [env: `KVSTORE_TOKEN`]
-    #[arg(long)]
-    pub token: Option<String>,
-    /// A file with the token in its first line
-    #[arg(long, value_name = "FILE", conflicts_with = "token")]
-    pub token_file: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub token: Token,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub ca: Ca,
@@ -91,7 +88,7 @@ impl Answer {
 pub struct Client {
     nodes: Vec<Target>,
     dialler: Dialler,
-    authorization: Option<String>,
+    authorization: Option<HeaderValue>,
     timeout: Duration,
     retry_for: Duration,
     /// Which node is asked.
@@ -114,19 +111,11 @@ impl Client {
         let nodes: Vec<_> =
             nodes.iter().map(|node| Target::parse(node)).collect::<Result<_, _>>().map_err(Ended::Usage)?;
         let dialler = Dialler::new(&nodes, &args.ca).map_err(Ended::Usage)?;
-        let token = match (&args.token, &args.token_file) {
-            (Some(token), _) => Some(token.clone()),
-            (None, Some(path)) => {
-                let text =
-                    std::fs::read_to_string(path).map_err(|error| Ended::io("cannot read", path, &error))?;
-                Some(text.lines().next().unwrap_or_default().trim().to_owned())
-            }
-            (None, None) => var("KVSTORE_TOKEN"),
-        };
+        let authorization = args.token.header().map_err(|error| Ended::Usage(error.to_string()))?;
         Ok(Self {
             nodes,
             dialler,
-            authorization: token.map(|token| format!("Bearer {token}")),
+            authorization,
             timeout: args.timeout,
             retry_for: args.retry_for,
             current: AtomicUsize::new(0),

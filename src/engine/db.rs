@@ -284,7 +284,7 @@ impl Engine {
         stats.poisoned = health.poisoned.load(Ordering::Relaxed);
         stats.out_of_space =
             health.out_of_space.load(Ordering::Relaxed) || self.shared.background.lock().is_flush_held();
-        stats.disk_error = health.disk_error.lock().clone();
+        stats.disk_error.clone_from(&health.disk_error.lock());
         stats.memtable_bytes = memory.tables().map(|memtable| memtable.bytes()).sum();
         stats.memtable_records = memory.tables().map(|memtable| memtable.len() as u64).sum();
         stats.log_bytes = memory.tables().map(|memtable| memtable.record_bytes()).sum();

@@ -24,7 +24,7 @@ if has promtool && has jq; then
   start_ring
   put 1 k v >/dev/null
   get 1 k >/dev/null
-  curl -s "$(url 1)/metrics?format=prometheus" >"$DATA_DIR/metrics.txt"
+  curl -s -m 30 "$(url 1)/metrics?format=prometheus" >"$DATA_DIR/metrics.txt"
   clean() { [ -z "$(promtool check metrics <"$DATA_DIR/metrics.txt" 2>&1)" ]; }
   if clean; then pass "promtool has nothing to say of the metrics"; else fail "$(promtool check metrics <"$DATA_DIR/metrics.txt" 2>&1)"; fi
   runs "the configuration and the alerts are sound" promtool check config deploy/prometheus/prometheus.yml

@@ -72,7 +72,7 @@ state_of() { printf 'document.querySelectorAll(".node .state")[%s].className.spl
 
 step "A ring and a browser"
 start_ring
-eventually 20 curl -s -o /dev/null "http://127.0.0.1:${PORTS[4]}/status" || die "chromedriver does not answer: $(tail -n 3 "$DATA_DIR/chromedriver.log")"
+eventually 20 curl -s -m 5 -o /dev/null "http://127.0.0.1:${PORTS[4]}/status" || die "chromedriver does not answer: $(tail -n 3 "$DATA_DIR/chromedriver.log")"
 # Started by root, as in a container, Chromium needs --no-sandbox: it opens our own page alone.
 started=$(curl -s -m 60 -X POST "$wire" -H 'Content-Type: application/json' -d "$(jq -n --arg binary "$chromium" '{capabilities: {alwaysMatch: {
   browserName: "chrome", "goog:loggingPrefs": {browser: "ALL"},

@@ -48,6 +48,15 @@ pub(super) struct Background {
     /// Files of logs that are in tables by now.
     pub recycled: Vec<PathBuf>,
     waiters: Waiters,
+    /// Memtables that are in tables by now. Kept here so that their memory is freed in the background, and not by the
+    /// last of their readers.
+    retired: Vec<Arc<Memtable>>,
+    /// A job is removing what readers have let go.
+    cleanup_running: bool,
+    /// How many records had been written when [`Shared::maintain`] was last called.
+    records_written: u64,
+    /// None were written between its last two calls.
+    is_quiet: bool,
 }
 
 /// After this many failures in a row the looks between two tries are not doubled any more.
@@ -119,7 +128,14 @@ fn compaction_share(is_awaited: bool, l0_files: usize, l0_files_max: usize) -> f
 
 impl Background {
     fn is_idle(&self) -> bool {
-        !self.flush_running && !self.compaction_running
+        !self.flush_running && !self.compaction_running && !self.cleanup_running
+    }
+
+    /// Takes out the memtables that nobody reads any more.
+    fn unread(&mut self) -> Vec<Arc<Memtable>> {
+        self.retired
+            .extract_if(.., |memtable| Arc::strong_count(memtable) == 1 && !memtable.is_read())
+            .collect()
     }
 
     /// Has no flush begun before there are `needed` bytes.
@@ -187,7 +203,7 @@ impl Shared {
         {
             background.flush_running = true;
             let shared = self.clone();
-            self.env.pool.submit(Lane::Background, move || shared.flush_job(&oldest));
+            self.env.pool.submit(Lane::Background, move || shared.flush_job(oldest));
         }
         let is_wanted = background.compaction_due || background.waiters.wants_compaction();
         if is_wanted
@@ -239,7 +255,38 @@ impl Shared {
         self.background.lock().ended.clone()
     }
 
-    fn flush_job(self: Arc<Self>, memtable: &Arc<Memtable>) {
+    /// Does in the background what no write asks for: lets go what readers held on to, what has expired, and what was deleted.
+    pub fn maintain(self: &Arc<Self>) {
+        {
+            let mut background = self.background.lock();
+            let written = self.counters.records_written.load(Ordering::Relaxed);
+            background.is_quiet = written == background.records_written && self.queue.bytes() == 0;
+            background.records_written = written;
+            background.compaction_due = true; // time passes: values expire
+            let has_garbage = self.versions.has_obsolete() || !background.retired.is_empty();
+            if has_garbage && !background.cleanup_running && !background.is_stopping {
+                background.cleanup_running = true;
+                let shared = self.clone();
+                self.env.pool.submit(Lane::Background, move || shared.cleanup_job());
+            }
+        }
+        self.advance_background();
+    }
+
+    fn cleanup_job(self: Arc<Self>) {
+        self.versions.remove_obsolete();
+        self.free_memtables();
+        self.background.lock().cleanup_running = false;
+        self.after_background();
+    }
+
+    /// Frees the memory of memtables that nobody reads any more.
+    fn free_memtables(&self) {
+        let unread = self.background.lock().unread();
+        drop(unread); // without the lock: an arena of many blocks takes a while
+    }
+
+    fn flush_job(self: Arc<Self>, memtable: Arc<Memtable>) {
         let log_number_after = {
             let memory = self.memory.load();
             let newer = memory.sealed.iter().rev().nth(1).unwrap_or(&memory.active);
@@ -247,9 +294,11 @@ impl Shared {
         };
         let result = self.versions.flush(&mut memtable.entries(), log_number_after, &|| self.flush_share());
         match &result {
-            Ok(()) => self.take_flushed(memtable, log_number_after),
+            Ok(()) => self.take_flushed(&memtable, log_number_after),
             Err(error) => self.on_flush_error(error, memtable.record_bytes()),
         }
+        drop(memtable);
+        self.free_memtables();
         self.background.lock().flush_running = false;
         self.after_background();
     }
@@ -282,6 +331,7 @@ impl Shared {
             background.compaction_due = true;
             let sealed =
                 memory.sealed.iter().filter(|other| !Arc::ptr_eq(other, memtable)).cloned().collect();
+            background.retired.push(memtable.clone()); // first, so that it is never held by readers alone
             self.memory.store(Arc::new(Memory { active: memory.active.clone(), sealed }));
             background.logs.extract_if(.., |number| *number < log_number_after).collect()
         };
@@ -357,7 +407,9 @@ impl Shared {
 
     fn pick_compaction(&self) -> Option<Compaction> {
         let is_short = self.health.out_of_space.load(Ordering::Relaxed);
-        self.versions.pick().or_else(|| if is_short { self.versions.pick_for_space() } else { None })
+        let is_quiet = self.background.lock().is_quiet;
+        let picked = self.versions.pick(self.oldest_in_memory(), is_quiet);
+        picked.or_else(|| if is_short { self.versions.pick_for_space() } else { None })
     }
 
     /// The oldest timestamp of what is in memory or on its way there.

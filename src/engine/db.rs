@@ -265,6 +265,14 @@ impl Engine {
         self.shared.versions.checkpoint_into(dir)
     }
 
+    /// Does in the background what no write asks for: closes and removes the files of replaced tables, and frees
+    /// memtables, that readers held on to until now; rewrites tables with many values that have expired, and with
+    /// tombstones that may go. To be called every second or so: an engine of which nothing was written between two calls
+    /// counts as idle. Does not block.
+    pub fn maintain(&self) {
+        self.shared.maintain();
+    }
+
     /// Figures.
     pub fn stats(&self) -> EngineStats {
         let Shared { counters, health, memory, versions, .. } = &*self.shared;
@@ -319,6 +327,7 @@ impl Engine {
             let closing = shared.clone();
             shared.stop_background(Box::new(move |_| {
                 let was_closed = closing.health.closed.swap(true, Ordering::AcqRel);
+                closing.versions.close();
                 *closing.directory.lock() = None;
                 done(if was_closed { Ok(()) } else { flushed });
             }));

@@ -96,6 +96,11 @@ impl Memtable {
         MemtableIterator { cursor: SkipCursor::new(self.list.clone()) }
     }
 
+    /// Whether an iterator walks it.
+    pub fn is_read(&self) -> bool {
+        Arc::strong_count(&self.list) > 1
+    }
+
     /// The number of the log that holds the same records.
     pub fn log_number(&self) -> u64 {
         self.log_number

@@ -179,6 +179,11 @@ impl HintStore {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Does in the background what no write asks for, as [`Engine::maintain`] tells.
+    pub fn maintain(&self) {
+        self.shared.engine.maintain();
+    }
+
     /// Stores hints for `target`; durable when the future resolves to `Ok`. Nothing need poll it: the write is
     /// under way when the call returns.
     ///

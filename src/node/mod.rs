@@ -63,7 +63,7 @@ pub use verify::verify;
 const MARK_EVERY: Duration = Duration::from_millis(200);
 /// How often the disk is looked at while nobody writes: that it is full, gone or read-only is known within this time, and
 /// what waits for space is tried again.
-const DISK_LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often a stop looks whether requests are still in flight.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 /// How long a stop waits for memory to be written to tables. Everything acknowledged is in the log by then, so giving up
@@ -335,7 +335,7 @@ fn start_loops(
     let tasks = &shared.env.tasks;
     let mut loops =
         vec![tasks.spawn(raise_marks(clock.clone(), shared.store.engine().clone(), stop.listener()))];
-    loops.push(tasks.spawn(look_at_disk(shared.clone(), stop.listener())));
+    loops.push(tasks.spawn(look_after_engines(shared.clone(), stop.listener())));
     if peers.is_empty() {
         return loops;
     }
@@ -365,11 +365,13 @@ async fn raise_marks(clock: ClockKeeper, engine: Engine, mut stop: ShutdownListe
     }
 }
 
-/// Has both engines look at the disk now and then, whether somebody writes or not.
-async fn look_at_disk(shared: Arc<Shared>, mut stop: ShutdownListener) {
-    while timeout(DISK_LOOK_EVERY, stop.signalled()).await.is_err() {
+/// Has both engines look at the disk and do in the background what no write asks for, whether somebody writes or not.
+async fn look_after_engines(shared: Arc<Shared>, mut stop: ShutdownListener) {
+    while timeout(LOOK_EVERY, stop.signalled()).await.is_err() {
         shared.store.engine().measure_space();
         shared.hints.measure_space();
+        shared.store.engine().maintain();
+        shared.hints.maintain();
     }
 }
 

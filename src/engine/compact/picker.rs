@@ -9,7 +9,27 @@
 //! L1+     the first table behind the level's pointer, round and round, with what it overlaps below
 //! ```
 //!
-//! A table that nothing below overlaps is moved, not rewritten. A table with a damaged block is left alone, since
+//! A table that nothing below overlaps is moved, not rewritten, unless a good part of it is garbage that can go.
+//!
+//! # Garbage
+//!
+//! Sizes alone do not find all that can go: a table of tombstones that overlaps nothing is small and in nobody's way, and values
+//! expire without a write. So when no level is too large, a table is rewritten for its own sake, at its own level, once a
+//! quarter of it is garbage and *certain* to go:
+//!
+//! ```text
+//! expired values   become tombstones, always
+//! tombstones       go if TombstonePolicy lets them, nothing in memory is as old as anything in the table, and no other
+//!                  table that overlaps it is
+//! ```
+//!
+//! So each rewrite makes progress, and a table whose tombstones must stay is not picked again and again. Where older
+//! records stand in the way, tables must be merged first, which costs more than it frees while others write: that is
+//! done only while the engine is idle. Each of these compactions moves records to a deeper level or removes garbage, so they come to an end.
+//!
+//! # Damage
+//!
+//! A table with a damaged block is left alone, since
 //! trying again would find the same damage, and so are tables of a deeper level that could only be compacted together
 //! with it. Of L0 the others go on without it, into L0 where they must: writers stop when L0 has too many tables,
 //! and damage alone should not stop them. (Where a record lies says nothing about its age, so any tables may be
@@ -24,11 +44,14 @@ use bytes::Bytes;
 use crate::engine::Options;
 use crate::engine::sst::{SstMeta, SstReader};
 use crate::engine::version::{LEVELS, Level};
+use crate::types::Timestamp;
 
 /// How much larger each level is than the one above.
 const LEVEL_FACTOR: u64 = 10;
 /// Memtables that level 1 holds.
 const BASE_MEMTABLES: u64 = 4;
+/// A table is rewritten for the sake of its garbage once one part in this many of it is garbage.
+const GARBAGE_PART: u64 = 4;
 /// No table that a compaction writes is larger, but for one with a single huge value.
 const TABLE_BYTES_MAX: u64 = 64 << 20;
 
@@ -106,6 +129,43 @@ fn bytes<T: Pickable>(tables: &[T]) -> u64 {
     tables.iter().map(|table| table.meta().size).sum()
 }
 
+/// What may go of a table beside what newer records hide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Garbage {
+    /// Values that expired before this may become tombstones.
+    pub horizon: Timestamp,
+    /// Whether tombstones may go once nothing older of their keys is left.
+    pub drops_tombstones: bool,
+    /// The oldest record in memory or on its way there, if there is any.
+    pub oldest_in_memory: Option<Timestamp>,
+    /// Nobody writes, so that even costly compactions are in nobody's way.
+    pub is_idle: bool,
+}
+
+impl Garbage {
+    /// Whether enough of a table has expired for rewriting it.
+    fn has_expired(&self, meta: &SstMeta) -> bool {
+        let ended = meta.expiries.ended(self.horizon);
+        ended.values > 0
+            && (is_worth_rewriting(ended.values, meta.entries)
+                || is_worth_rewriting(ended.bytes, meta.content_bytes))
+    }
+
+    /// Whether there are enough tombstones in a table for rewriting it, as far as this policy lets any go.
+    fn has_tombstones(&self, meta: &SstMeta) -> bool {
+        self.drops_tombstones && meta.tombstones > 0 && is_worth_rewriting(meta.tombstones, meta.entries)
+    }
+
+    /// Whether memory may hold what a tombstone of this table hides.
+    fn is_held_by_memory(&self, meta: &SstMeta) -> bool {
+        self.oldest_in_memory.is_some_and(|oldest| oldest <= meta.newest)
+    }
+}
+
+fn is_worth_rewriting(garbage: u64, all: u64) -> bool {
+    garbage.saturating_mul(GARBAGE_PART) >= all
+}
+
 /// Chooses compactions.
 #[derive(Debug, Clone, Copy)]
 pub struct CompactionPicker<'a> {
@@ -113,6 +173,8 @@ pub struct CompactionPicker<'a> {
     pub limits: &'a Limits,
     /// Per level, the last key that was compacted.
     pub pointers: &'a [Bytes; LEVELS],
+    /// What may go.
+    pub garbage: Garbage,
 }
 
 impl CompactionPicker<'_> {
@@ -123,10 +185,11 @@ impl CompactionPicker<'_> {
             .filter(|(score, _)| *score >= 1.0)
             .collect();
         wanted.sort_by(|(a, _), (b, _)| b.total_cmp(a)); // stable: of equals the upper level
-        wanted.iter().find_map(|(_, level)| match *level {
-            Level::L0 => pick_l0(levels),
+        let by_size = wanted.iter().find_map(|(_, level)| match *level {
+            Level::L0 => self.pick_l0(levels),
             level => self.pick_deeper(levels, level),
-        })
+        });
+        by_size.or_else(|| self.pick_garbage(levels))
     }
 
     fn pick_deeper<T: Pickable>(&self, levels: &[Vec<T>; LEVELS], level: Level) -> Option<Plan<T>> {
@@ -134,18 +197,133 @@ impl CompactionPicker<'_> {
         let pointer = &self.pointers[level.number()];
         let first = tables.partition_point(|table| table.meta().smallest <= pointer);
         let (before, behind) = tables.split_at(first);
-        behind.iter().chain(before).find_map(|table| plan(levels, level, vec![table.clone()]))
+        behind.iter().chain(before).find_map(|table| self.plan(levels, level, vec![table.clone()]))
+    }
+
+    /// A table of L0, the first flushed first, with all that must go along; damaged ones stay.
+    fn pick_l0<T: Pickable>(&self, levels: &[Vec<T>; LEVELS]) -> Option<Plan<T>> {
+        let tables = whole_tables_of_l0(levels);
+        tables
+            .iter()
+            .find_map(|start| self.plan(levels, Level::L0, overlapping_group(&tables, start)))
+            .or_else(|| pick_inside_l0(tables))
+    }
+
+    /// A table with much garbage: one whose garbage is certain to go, else one that something must be merged with first.
+    fn pick_garbage<T: Pickable>(&self, levels: &[Vec<T>; LEVELS]) -> Option<Plan<T>> {
+        let tables = || {
+            let of_level = |level: Level| levels[level.number()].iter().map(move |table| (level, table));
+            Level::all().flat_map(of_level).filter(|(_, table)| !table.is_damaged())
+        };
+        let certain = tables().find(|(_, table)| self.can_lose_garbage(levels, *table));
+        if let Some((level, table)) = certain {
+            return Some(Plan { inputs: vec![(level, table.clone())], output: level, is_move: false });
+        }
+        if !self.garbage.is_idle {
+            return None;
+        }
+        let held_by_tables = |(_, table): &(Level, &T)| {
+            self.garbage.has_tombstones(table.meta()) && !self.garbage.is_held_by_memory(table.meta())
+        };
+        tables().filter(held_by_tables).find_map(|(level, table)| self.plan_merge(levels, level, table))
+    }
+
+    /// Whether rewriting a table alone is certain to free enough.
+    fn can_lose_garbage<T: Pickable>(&self, levels: &[Vec<T>; LEVELS], table: &T) -> bool {
+        let meta = table.meta();
+        self.garbage.has_expired(meta)
+            || (self.garbage.has_tombstones(meta)
+                && !self.garbage.is_held_by_memory(meta)
+                && obstacles(levels, meta).next().is_none())
+    }
+
+    /// Brings a table whose tombstones may hide something together with what they hide.
+    fn plan_merge<T: Pickable>(&self, levels: &[Vec<T>; LEVELS], level: Level, table: &T) -> Option<Plan<T>> {
+        let deepest = obstacles(levels, table.meta()).map(|(level, _)| level).max()?;
+        if level == Level::L0 {
+            let group = overlapping_group(&whole_tables_of_l0(levels), table);
+            return self.plan(levels, Level::L0, group);
+        }
+        if deepest > level {
+            return self.plan(levels, level, vec![table.clone()]); // down, towards what it hides
+        }
+        // What it may hide lies above: that comes down, level by level, until they meet.
+        let mut above: Vec<_> =
+            obstacles(levels, table.meta()).filter(|(_, table)| !table.is_damaged()).collect();
+        above.sort_by_key(|(level, table)| (std::cmp::Reverse(*level), table.meta().number));
+        above.into_iter().find_map(|(level, obstacle)| match level {
+            Level::L0 => self.plan(levels, level, overlapping_group(&whole_tables_of_l0(levels), obstacle)),
+            level => self.plan(levels, level, vec![obstacle.clone()]),
+        })
+    }
+
+    /// The table with the largest share of tombstones above the deepest level, with what goes along; `None` when there is no
+    /// such table. Each such compaction brings tombstones one level nearer to what they hide, so there is a last one.
+    pub fn pick_for_space<T: Pickable>(&self, levels: &[Vec<T>; LEVELS]) -> Option<Plan<T>> {
+        let share = |table: &T| table.meta().tombstones as f64 / table.meta().entries.max(1) as f64;
+        let mut holders: Vec<(f64, Level, &T)> = Level::all()
+            .filter(|level| levels[level.number()..].iter().map(Vec::len).sum::<usize>() > 1)
+            .filter(|level| {
+                *level == Level::L0 || levels[level.number() + 1..].iter().any(|below| !below.is_empty())
+            })
+            .flat_map(|level| levels[level.number()].iter().map(move |table| (level, table)))
+            .filter(|(_, table)| table.meta().tombstones > 0 && !table.is_damaged())
+            .map(|(level, table)| (share(table), level, table))
+            .collect();
+        holders.sort_by(|(a, _, _), (b, _, _)| b.total_cmp(a)); // stable: of equals the upper level
+        holders.into_iter().find_map(|(_, level, table)| {
+            if level == Level::L0 {
+                let group = overlapping_group(&whole_tables_of_l0(levels), table);
+                return self.plan(levels, level, group);
+            }
+            self.plan(levels, level, vec![table.clone()])
+        })
+    }
+
+    /// Adds what `tables` overlap in the level below; `None` if a table involved is damaged.
+    fn plan<T: Pickable>(&self, levels: &[Vec<T>; LEVELS], level: Level, tables: Vec<T>) -> Option<Plan<T>> {
+        let output = level.below()?;
+        let smallest = tables.iter().map(|table| &table.meta().smallest).min()?;
+        let largest = tables.iter().map(|table| &table.meta().largest).max()?;
+        let below: Vec<T> = levels[output.number()]
+            .iter()
+            .filter(|table| table.meta().overlaps(smallest, largest))
+            .cloned()
+            .collect();
+        let is_move = tables.len() == 1 && below.is_empty() && !self.can_lose_garbage(levels, &tables[0]);
+        let inputs: Vec<_> = tables
+            .into_iter()
+            .map(|table| (level, table))
+            .chain(below.into_iter().map(|table| (output, table)))
+            .collect();
+        if inputs.iter().any(|(_, table)| table.is_damaged()) {
+            return None;
+        }
+        Some(Plan { inputs, output, is_move })
     }
 }
 
-/// A table of L0, the first flushed first, with all that must go along; damaged ones stay.
-fn pick_l0<T: Pickable>(levels: &[Vec<T>; LEVELS]) -> Option<Plan<T>> {
+/// Other tables that may hold what a tombstone of this one hides.
+fn obstacles<'a, T: Pickable>(
+    levels: &'a [Vec<T>; LEVELS],
+    meta: &'a SstMeta,
+) -> impl Iterator<Item = (Level, &'a T)> {
+    let is_one = |other: &SstMeta| {
+        other.number != meta.number
+            && other.oldest <= meta.newest
+            && other.overlaps(&meta.smallest, &meta.largest)
+    };
+    Level::all().flat_map(move |level| {
+        let tables = levels[level.number()].iter().filter(move |table| is_one(table.meta()));
+        tables.map(move |table| (level, table))
+    })
+}
+
+/// The tables of L0 that are not damaged, the first flushed first.
+fn whole_tables_of_l0<T: Pickable>(levels: &[Vec<T>; LEVELS]) -> Vec<T> {
     let mut tables: Vec<T> = levels[0].iter().filter(|table| !table.is_damaged()).cloned().collect();
     tables.sort_by_key(|table| table.meta().number);
     tables
-        .iter()
-        .find_map(|start| plan(levels, Level::L0, overlapping_group(&tables, start)))
-        .or_else(|| pick_inside_l0(tables))
 }
 
 /// Makes one table of several of L0: all the smallest ones, of which none outweighs those before it by far, so
@@ -177,51 +355,6 @@ fn overlapping_group<T: Pickable>(tables: &[T], start: &T) -> Vec<T> {
     }
 }
 
-/// Adds what `tables` overlap in the level below; `None` if a table involved is damaged.
-fn plan<T: Pickable>(levels: &[Vec<T>; LEVELS], level: Level, tables: Vec<T>) -> Option<Plan<T>> {
-    let output = level.below()?;
-    let smallest = tables.iter().map(|table| &table.meta().smallest).min()?;
-    let largest = tables.iter().map(|table| &table.meta().largest).max()?;
-    let below: Vec<T> = levels[output.number()]
-        .iter()
-        .filter(|table| table.meta().overlaps(smallest, largest))
-        .cloned()
-        .collect();
-    let is_move = tables.len() == 1 && below.is_empty();
-    let inputs: Vec<_> = tables
-        .into_iter()
-        .map(|table| (level, table))
-        .chain(below.into_iter().map(|table| (output, table)))
-        .collect();
-    if inputs.iter().any(|(_, table)| table.is_damaged()) {
-        return None;
-    }
-    Some(Plan { inputs, output, is_move })
-}
-
-/// The table with the largest share of tombstones above the deepest level, with what goes along; `None` when there is no
-/// such table. Each such compaction brings tombstones one level nearer to what they hide, so there is a last one.
-pub fn pick_for_space<T: Pickable>(levels: &[Vec<T>; LEVELS]) -> Option<Plan<T>> {
-    let share = |table: &T| table.meta().tombstones as f64 / table.meta().entries.max(1) as f64;
-    let mut holders: Vec<(f64, Level, &T)> = Level::all()
-        .filter(|level| levels[level.number()..].iter().map(Vec::len).sum::<usize>() > 1)
-        .filter(|level| {
-            *level == Level::L0 || levels[level.number() + 1..].iter().any(|below| !below.is_empty())
-        })
-        .flat_map(|level| levels[level.number()].iter().map(move |table| (level, table)))
-        .filter(|(_, table)| table.meta().tombstones > 0 && !table.is_damaged())
-        .map(|(level, table)| (share(table), level, table))
-        .collect();
-    holders.sort_by(|(a, _, _), (b, _, _)| b.total_cmp(a)); // stable: of equals the upper level
-    holders.into_iter().find_map(|(_, level, table)| {
-        if level == Level::L0 {
-            let whole: Vec<T> = levels[0].iter().filter(|table| !table.is_damaged()).cloned().collect();
-            return plan(levels, level, overlapping_group(&whole, table));
-        }
-        plan(levels, level, vec![table.clone()])
-    })
-}
-
 /// Everything, into the level that has room for it; `None` when it lies in one deeper level already.
 pub fn pick_all<T: Pickable>(
     levels: &[Vec<T>; LEVELS],
@@ -245,7 +378,7 @@ pub fn pick_all<T: Pickable>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Timestamp;
+    use crate::engine::sst::Expiries;
     use proptest::prelude::*;
 
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -275,6 +408,8 @@ mod tests {
             newest: Timestamp::ZERO,
             smallest: vec![smallest].into(),
             largest: vec![largest].into(),
+            expiries: Expiries::default(),
+            content_bytes: 0,
         };
         Drawn { meta, is_damaged: false }
     }
@@ -316,7 +451,7 @@ mod tests {
         #[test]
         fn what_stays_behind_overlaps_nothing_that_was_picked(levels in any_levels(), pointer: u8) {
             let pointers: [Bytes; LEVELS] = std::array::from_fn(|_| vec![pointer].into());
-            let picker = CompactionPicker { limits: &LIMITS, pointers: &pointers };
+            let picker = CompactionPicker { limits: &LIMITS, pointers: &pointers, garbage: Garbage::default() };
             let wanted = Level::all().any(|level| score(&levels, level, &LIMITS) >= 1.0);
             let Some(plan) = picker.pick(&levels) else {
                 let damage = levels.iter().flatten().any(|table| table.is_damaged);
@@ -377,7 +512,8 @@ mod tests {
     fn tables_of_l0_that_overlap_through_others_go_together() {
         let l0 = vec![table(1, 10, 20, 1), table(2, 18, 30, 1), table(3, 29, 40, 1), table(4, 50, 60, 1)];
         let levels = levels_with(l0, vec![table(5, 0, 5, 1), table(6, 35, 55, 1)]);
-        let picker = CompactionPicker { limits: &LIMITS, pointers: &Default::default() };
+        let picker =
+            CompactionPicker { limits: &LIMITS, pointers: &Default::default(), garbage: Garbage::default() };
         assert_eq!(numbers(&picker.pick(&levels).unwrap()), [1, 2, 3, 6]);
     }
 
@@ -387,7 +523,9 @@ mod tests {
         let levels = levels_with(Vec::new(), l1);
         for (pointer, picked) in [(0, 1), (20, 2), (40, 3), (60, 1)] {
             let pointers: [Bytes; LEVELS] = std::array::from_fn(|_| vec![pointer].into());
-            let plan = CompactionPicker { limits: &LIMITS, pointers: &pointers }.pick(&levels).unwrap();
+            let plan = CompactionPicker { limits: &LIMITS, pointers: &pointers, garbage: Garbage::default() }
+                .pick(&levels)
+                .unwrap();
             assert_eq!((numbers(&plan), plan.is_move), (vec![picked], true));
         }
     }
@@ -397,7 +535,8 @@ mod tests {
         let mut l1 = vec![table(1, 10, 20, 90), table(2, 30, 40, 90)];
         l1[0].is_damaged = true;
         let levels = levels_with(Vec::new(), l1.clone());
-        let picker = CompactionPicker { limits: &LIMITS, pointers: &Default::default() };
+        let picker =
+            CompactionPicker { limits: &LIMITS, pointers: &Default::default(), garbage: Garbage::default() };
         assert_eq!(numbers(&picker.pick(&levels).unwrap()), [2]);
         l1[1].is_damaged = true;
         assert_eq!(picker.pick(&levels_with(Vec::new(), l1)), None);
@@ -411,7 +550,8 @@ mod tests {
             vec![table(2, 10, 20, 10), table(3, 10, 20, 10), table(4, 10, 20, 11), table(5, 10, 20, 900)];
         l0[1].is_damaged = true;
         let levels = levels_with(l0, vec![below]);
-        let picker = CompactionPicker { limits: &LIMITS, pointers: &Default::default() };
+        let picker =
+            CompactionPicker { limits: &LIMITS, pointers: &Default::default(), garbage: Garbage::default() };
         let plan = picker.pick(&levels).unwrap();
         assert_eq!((numbers(&plan), plan.output), (vec![2, 4], Level::L0));
     }

@@ -67,7 +67,7 @@ fn successor(key: &[u8]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::sst::SstMeta;
+    use crate::engine::sst::{Expiries, SstMeta};
     use crate::types::Timestamp;
 
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +93,8 @@ mod tests {
             newest: Timestamp::ZERO,
             smallest: Bytes::from_static(keys.0.as_bytes()),
             largest: Bytes::from_static(keys.1.as_bytes()),
+            expiries: Expiries::default(),
+            content_bytes: 0,
         };
         (Level::new(level).unwrap(), Drawn(meta))
     }

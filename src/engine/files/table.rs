@@ -10,7 +10,7 @@ use crate::engine::iter::EntryRef;
 use crate::engine::sst::block::{Block, BlockCursor};
 use crate::engine::sst::bloom::{self, BloomFilter};
 use crate::engine::sst::reader::{Index, read_block, read_exact};
-use crate::engine::sst::{FOOTER_LEN, Footer, MAGIC, SstMeta};
+use crate::engine::sst::{Expiries, FOOTER_LEN, Footer, MAGIC, SstMeta};
 use crate::env::{Vfs, VfsFile};
 use crate::types::Timestamp;
 use crate::util::coding::{DecodeError, Reader};
@@ -38,6 +38,7 @@ struct Sums {
     newest: Timestamp,
     smallest: Vec<u8>,
     largest: Vec<u8>,
+    expiries: Expiries,
 }
 
 impl TableFile {
@@ -94,8 +95,9 @@ impl TableFile {
         }
         if let Some(raw) = self.part(footer.properties) {
             let mut reader = Reader::new(&raw);
-            let meta = SstMeta::decode_properties(footer.number, self.size, &mut reader)
-                .and_then(|meta| reader.finish().map(|()| meta));
+            let meta =
+                SstMeta::decode_properties(footer.number, self.size, footer.has_expiries(), &mut reader)
+                    .and_then(|meta| reader.finish().map(|()| meta));
             match meta {
                 Ok(meta) => self.meta = Some(meta),
                 Err(error) => self.expected(footer.properties.offset, error),
@@ -255,9 +257,13 @@ impl Sums {
             newest: Timestamp::ZERO,
             smallest: entry.key.to_vec(),
             largest: Vec::new(),
+            expiries: Expiries::default(),
         });
         sums.entries += 1;
         sums.tombstones += u64::from(entry.value.is_none());
+        if let (Some(_), Some(expires_at)) = (entry.value, entry.expires_at) {
+            sums.expiries.add(expires_at, entry.content_len() as u64);
+        }
         sums.oldest = sums.oldest.min(entry.timestamp);
         sums.newest = sums.newest.max(entry.timestamp);
         sums.largest.clear();
@@ -270,5 +276,6 @@ impl Sums {
             && (self.oldest, self.newest) == (meta.oldest, meta.newest)
             && self.smallest == meta.smallest[..]
             && self.largest == meta.largest[..]
+            && (meta.expiries.is_empty() || self.expiries == meta.expiries)
     }
 }

@@ -86,9 +86,12 @@ impl<'a> EntryRef<'a> {
 
     /// Bytes of value, content type and expiry as they are stored.
     pub fn stored_len(&self) -> usize {
-        self.expires_at.map_or(0, |_| EXPIRY_LEN)
-            + self.content_type.map_or(0, |content_type| 1 + content_type.len())
-            + self.value.map_or(0, <[u8]>::len)
+        self.expires_at.map_or(0, |_| EXPIRY_LEN) + self.content_len()
+    }
+
+    /// Bytes of value and content type as they are stored: what goes when the value has expired.
+    pub fn content_len(&self) -> usize {
+        self.content_type.map_or(0, |content_type| 1 + content_type.len()) + self.value.map_or(0, <[u8]>::len)
     }
 
     /// When its value ends, as a number: at once for a tombstone, never for a value without an expiry.

@@ -8,8 +8,8 @@ use bytes::{BufMut, Bytes};
 use super::block::BlockBuilder;
 use super::bloom::{self, BloomFilter};
 use super::{
-    BLOCK_LEN_MAX, BLOCK_SIZE, BlockHandle, Compression, FORMAT_VERSION_MIN, Footer, SstMeta, seal_block,
-    table_path, temporary_path, version_for,
+    BLOCK_LEN_MAX, BLOCK_SIZE, BlockHandle, Compression, Expiries, FORMAT_VERSION_EXPIRIES,
+    FORMAT_VERSION_MIN, Footer, SstMeta, seal_block, table_path, temporary_path, version_for,
 };
 use crate::engine::Error;
 use crate::engine::iter::EntryRef;
@@ -75,6 +75,9 @@ pub struct SstBuilder {
     version: u32,
     oldest: Timestamp,
     newest: Timestamp,
+    expiries: Expiries,
+    /// Bytes of keys and values before compression.
+    content_bytes: u64,
     finished: bool,
 }
 
@@ -104,6 +107,8 @@ impl SstBuilder {
             version: FORMAT_VERSION_MIN,
             oldest: Timestamp::MAX,
             newest: Timestamp::ZERO,
+            expiries: Expiries::default(),
+            content_bytes: 0,
             finished: false,
         })
     }
@@ -136,6 +141,11 @@ impl SstBuilder {
         self.entries += 1;
         self.tombstones += u64::from(entry.value.is_none());
         self.version = self.version.max(version_for(entry.kind()));
+        self.content_bytes += (entry.key.len() + value_len) as u64;
+        if let (Some(_), Some(expires_at)) = (entry.value, entry.expires_at) {
+            self.expiries.add(expires_at, entry.content_len() as u64);
+            self.version = self.version.max(FORMAT_VERSION_EXPIRIES);
+        }
         self.oldest = self.oldest.min(entry.timestamp);
         self.newest = self.newest.max(entry.timestamp);
         if self.block.entries() >= self.settings.sparse_index_interval || self.block.len() >= BLOCK_SIZE {
@@ -191,6 +201,8 @@ impl SstBuilder {
             newest: self.newest,
             smallest: std::mem::take(&mut self.smallest),
             largest: Bytes::copy_from_slice(&self.last_key),
+            content_bytes: if self.expiries.is_empty() { 0 } else { self.content_bytes },
+            expiries: std::mem::take(&mut self.expiries),
         };
         let bits = match self.settings.bloom {
             BloomBits::PerKey(bits) => bits.saturating_mul(self.hashes.len()),

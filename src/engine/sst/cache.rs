@@ -25,6 +25,7 @@ use quick_cache::{Equivalent, OptionsBuilder, Weighter};
 
 use super::BLOCK_SIZE;
 use super::block::Block;
+use super::obsolete::ObsoleteTables;
 use crate::env::rng::{Rng, SeededHasher};
 use crate::types::Record;
 
@@ -87,6 +88,7 @@ pub struct TableCache {
     hits: AtomicU64,
     misses: AtomicU64,
     corruptions: AtomicU64,
+    obsolete: ObsoleteTables,
 }
 
 impl fmt::Debug for TableCache {
@@ -105,7 +107,13 @@ impl TableCache {
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             corruptions: AtomicU64::new(0),
+            obsolete: ObsoleteTables::default(),
         }
+    }
+
+    /// Files of the tables that share this cache which are to be closed and removed in the background.
+    pub fn obsolete(&self) -> &ObsoleteTables {
+        &self.obsolete
     }
 
     /// A block of table `number`.

@@ -23,6 +23,8 @@ pub mod block;
 pub mod bloom;
 pub mod builder;
 pub mod cache;
+pub mod expiries;
+pub mod obsolete;
 pub mod reader;
 
 use std::path::{Path, PathBuf};
@@ -31,6 +33,7 @@ use bytes::{BufMut, Bytes};
 
 pub use builder::{BloomBits, BuildSettings, SstBuilder};
 pub use cache::TableCache;
+pub use expiries::{Ended, Expiries};
 pub use reader::{SstReader, TableIterator};
 
 use crate::engine::internal_key::Kind;
@@ -40,7 +43,9 @@ use crate::util::coding::{DecodeError, Reader, put_bytes, put_varint};
 /// The last eight bytes of a table.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"kvsstabl");
 /// The newest version.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
+/// The first version whose properties tell when values end.
+pub const FORMAT_VERSION_EXPIRIES: u32 = 4;
 /// The oldest version.
 pub const FORMAT_VERSION_MIN: u32 = 1;
 /// A data block closes at this size, before compression; only a value that is larger makes a larger one.
@@ -103,6 +108,10 @@ pub struct SstMeta {
     pub smallest: Bytes,
     /// The last user key.
     pub largest: Bytes,
+    /// When values end. Empty as well for a table that an earlier version wrote, which did not record it.
+    pub expiries: Expiries,
+    /// Bytes of keys and values before compression; 0 if `expiries` is empty.
+    pub content_bytes: u64,
 }
 
 impl SstMeta {
@@ -116,7 +125,7 @@ impl SstMeta {
         &self.smallest[..] <= largest && smallest <= &self.largest[..]
     }
 
-    /// Appends all but number and size: the properties block.
+    /// Appends all but number and size: the properties block. What tells of expiries is appended if there are any.
     pub fn encode_properties(&self, out: &mut Vec<u8>) {
         put_varint(out, self.entries);
         put_varint(out, self.tombstones);
@@ -124,11 +133,20 @@ impl SstMeta {
         out.put_u64_le(self.newest.as_u64());
         put_bytes(out, &self.smallest);
         put_bytes(out, &self.largest);
+        if !self.expiries.is_empty() {
+            put_varint(out, self.content_bytes);
+            self.expiries.encode(out);
+        }
     }
 
-    /// Reads what [`SstMeta::encode_properties`] wrote.
-    pub fn decode_properties(number: u64, size: u64, reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let meta = Self {
+    /// Reads what [`SstMeta::encode_properties`] wrote. `has_expiries` says whether there were any.
+    pub fn decode_properties(
+        number: u64,
+        size: u64,
+        has_expiries: bool,
+        reader: &mut Reader<'_>,
+    ) -> Result<Self, DecodeError> {
+        let mut meta = Self {
             number,
             size,
             entries: reader.varint()?,
@@ -137,7 +155,13 @@ impl SstMeta {
             newest: Timestamp::from_u64(reader.u64()?),
             smallest: Bytes::copy_from_slice(reader.bytes()?),
             largest: Bytes::copy_from_slice(reader.bytes()?),
+            expiries: Expiries::default(),
+            content_bytes: 0,
         };
+        if has_expiries {
+            meta.content_bytes = reader.varint()?;
+            meta.expiries = Expiries::decode(reader)?;
+        }
         if meta.smallest > meta.largest || meta.oldest > meta.newest || meta.tombstones > meta.entries {
             return Err(DecodeError("properties in order"));
         }
@@ -166,6 +190,11 @@ pub(crate) struct Footer {
 }
 
 impl Footer {
+    /// Whether the properties tell of expiries.
+    pub(crate) fn has_expiries(&self) -> bool {
+        self.version >= FORMAT_VERSION_EXPIRIES
+    }
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let start = out.len();
         for handle in [self.bloom, self.index, self.properties] {
@@ -193,7 +222,7 @@ impl Footer {
             return Err(DecodeError("a footer that matches its checksum"));
         }
         if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version) {
-            return Err(DecodeError("format version 1 to 3"));
+            return Err(DecodeError("format version 1 to 4"));
         }
         Ok(Self { bloom, index, properties, number, version })
     }
@@ -205,7 +234,7 @@ pub(crate) fn version_for(kind: Kind) -> u32 {
     match kind {
         Kind::Tombstone | Kind::Value => FORMAT_VERSION_MIN,
         Kind::TypedValue => 2,
-        Kind::Expiring => FORMAT_VERSION,
+        Kind::Expiring => 3,
     }
 }
 

@@ -1,7 +1,7 @@
 //! `SstReader`: an open table; point lookups and iterators.
 //!
 //! An open table lives as long as someone may read it: versions and iterators share it. Once a compaction has
-//! replaced it, whoever lets go last removes the file.
+//! replaced it, whoever lets go last leaves the file to [`super::obsolete`], which closes and removes it in the background.
 
 use std::cmp::Ordering as Order;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,6 @@ use crate::util::coding::{DecodeError, Reader};
 /// An open table. All methods may be called from any thread.
 #[derive(Debug)]
 pub struct SstReader {
-    fs: Arc<dyn Vfs>,
     file: Arc<dyn VfsFile>,
     path: PathBuf,
     cache: Arc<TableCache>,
@@ -89,11 +88,10 @@ impl SstReader {
             .map_err(|error| damaged(footer.index.offset, error))?;
         let properties = load(footer.properties)?;
         let mut properties = Reader::new(&properties);
-        let meta = SstMeta::decode_properties(number, size, &mut properties)
+        let meta = SstMeta::decode_properties(number, size, footer.has_expiries(), &mut properties)
             .and_then(|meta| properties.finish().map(|()| meta))
             .map_err(|error| damaged(footer.properties.offset, error))?;
         Ok(Self {
-            fs: fs.clone(),
             file,
             path,
             cache: cache.clone(),
@@ -120,7 +118,7 @@ impl SstReader {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    /// Has the file removed once nobody reads it any more. The manifest must not name it any more, durably.
+    /// Has the file removed, in the background, once nobody reads it any more. The manifest must not name it any more, durably.
     pub fn mark_obsolete(&self) {
         self.obsolete.store(true, Ordering::Release);
     }
@@ -205,7 +203,7 @@ impl SstReader {
 impl Drop for SstReader {
     fn drop(&mut self) {
         if self.obsolete.load(Ordering::Acquire) {
-            let _ = self.fs.remove(&self.path); // what stays is an orphan, and removed by the next opening
+            self.cache.obsolete().push(std::mem::take(&mut self.path), self.file.clone());
         }
     }
 }

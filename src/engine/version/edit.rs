@@ -7,6 +7,7 @@
 //! 3  compact pointer  level u8 │ key                  where the next compaction of a level begins
 //! 4  removed table    level u8 │ number varint
 //! 5  added table      level u8 │ number varint │ size varint │ properties, as in the table
+//! 6  the same, of a table whose properties tell of expiries
 //! ```
 
 use bytes::{BufMut, Bytes};
@@ -21,6 +22,7 @@ const NEXT_FILE_NUMBER: u8 = 2;
 const COMPACT_POINTER: u8 = 3;
 const REMOVED: u8 = 4;
 const ADDED: u8 = 5;
+const ADDED_EXPIRING: u8 = 6;
 
 /// What changes from one version to the next. Carried out whole or not at all.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -55,7 +57,7 @@ impl VersionEdit {
             put_varint(out, *number);
         }
         for (level, meta) in &self.added {
-            put_tag(out, ADDED, *level);
+            put_tag(out, if meta.expiries.is_empty() { ADDED } else { ADDED_EXPIRING }, *level);
             put_varint(out, meta.number);
             put_varint(out, meta.size);
             meta.encode_properties(out);
@@ -75,10 +77,11 @@ impl VersionEdit {
                     edit.compact_pointers.push((level, Bytes::copy_from_slice(reader.bytes()?)));
                 }
                 REMOVED => edit.removed.push((level(&mut reader)?, reader.varint()?)),
-                ADDED => {
+                tag @ (ADDED | ADDED_EXPIRING) => {
                     let level = level(&mut reader)?;
                     let (number, size) = (reader.varint()?, reader.varint()?);
-                    edit.added.push((level, SstMeta::decode_properties(number, size, &mut reader)?));
+                    let meta = SstMeta::decode_properties(number, size, tag == ADDED_EXPIRING, &mut reader)?;
+                    edit.added.push((level, meta));
                 }
                 _ => return Err(DecodeError("a field of an edit that this version knows")),
             }
@@ -99,6 +102,7 @@ fn level(reader: &mut Reader<'_>) -> Result<Level, DecodeError> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::engine::sst::expiries::tests::any_expiries;
     use crate::types::Timestamp;
     use proptest::prelude::*;
 
@@ -107,8 +111,9 @@ pub(super) mod tests {
     }
 
     pub(in crate::engine::version) fn any_meta() -> impl Strategy<Value = SstMeta> {
-        (any::<(u64, u64, u32, u32, u64, u32)>(), any::<Vec<u8>>(), any::<Vec<u8>>()).prop_map(
-            |((number, size, tombstones, values, oldest, span), a, b)| SstMeta {
+        let numbers = any::<(u64, u64, u32, u32, u64, u32)>();
+        (numbers, any::<Vec<u8>>(), any::<Vec<u8>>(), any_expiries(), any::<u64>()).prop_map(
+            |((number, size, tombstones, values, oldest, span), a, b, expiries, content_bytes)| SstMeta {
                 number,
                 size,
                 entries: u64::from(tombstones) + u64::from(values),
@@ -117,6 +122,8 @@ pub(super) mod tests {
                 newest: Timestamp::from_u64(oldest.saturating_add(u64::from(span))),
                 smallest: a.clone().min(b.clone()).into(),
                 largest: a.max(b).into(),
+                content_bytes: if expiries.is_empty() { 0 } else { content_bytes },
+                expiries,
             },
         )
     }

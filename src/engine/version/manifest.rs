@@ -274,7 +274,7 @@ pub(super) fn sync_dir(env: &Env, dir: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::sst::SstMeta;
+    use crate::engine::sst::{Expiries, SstMeta};
     use crate::engine::version::Level;
     use crate::engine::version::edit::tests::any_edit;
     use crate::env::vfs_mem::MemVfs;
@@ -346,6 +346,8 @@ mod tests {
             newest: Timestamp::from_u64(0x0102_0304_0506_0708),
             smallest: Bytes::from_static(b"apple"),
             largest: Bytes::from_static(b"plum"),
+            expiries: Expiries::default(),
+            content_bytes: 0,
         };
         let (l1, l2) = (Level::new(1).unwrap(), Level::new(2).unwrap());
         let first = VersionEdit {

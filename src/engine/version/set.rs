@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 
 use super::manifest::{self, ManifestWriter, manifest_number, sync_dir};
 use super::{LEVELS, Level, Version, VersionEdit};
-use crate::engine::compact::picker::{self, CompactionPicker, Limits, Plan};
+use crate::engine::compact::picker::{self, CompactionPicker, Garbage, Limits, Plan};
 use crate::engine::compact::run::{Compactor, build_settings, merge_inputs};
 use crate::engine::compact::steps::{self, Step};
 use crate::engine::iter::{EntryRef, InternalIterator};
@@ -238,19 +238,32 @@ impl VersionSet {
         let added = self.open_outputs(Level::L0, &metas)?;
         self.install(VersionEdit { log_number: Some(log_number_after), ..VersionEdit::default() }, &added)?;
         self.flushes.fetch_add(1, Ordering::Relaxed);
+        self.remove_obsolete();
         Ok(())
     }
 
     /// Picks the compaction most wanted, if one is wanted, none is under way and [`VersionSet::stop`] was not called.
-    pub fn pick(&self) -> Option<Compaction> {
+    /// `oldest_in_memory` as for [`VersionSet::run`], at this moment; `is_idle` tells that nobody writes.
+    pub fn pick(&self, oldest_in_memory: Option<Timestamp>, is_idle: bool) -> Option<Compaction> {
         let pointers = self.installing.lock().pointers.clone();
-        let picker = CompactionPicker { limits: &self.limits, pointers: &pointers };
+        let garbage = Garbage {
+            horizon: self.options.horizon.now(),
+            drops_tombstones: self.options.tombstones == TombstonePolicy::DropWhenUncovered,
+            oldest_in_memory,
+            is_idle,
+        };
+        let picker = CompactionPicker { limits: &self.limits, pointers: &pointers, garbage };
         self.pick_with(|version| picker.pick(version.levels()))
     }
 
     /// Picks a compaction that moves tombstones towards what they hide: where space is short, that makes some.
     pub fn pick_for_space(&self) -> Option<Compaction> {
-        self.pick_with(|version| picker::pick_for_space(version.levels()))
+        let picker = CompactionPicker {
+            limits: &self.limits,
+            pointers: &Default::default(),
+            garbage: Garbage::default(),
+        };
+        self.pick_with(|version| picker.pick_for_space(version.levels()))
     }
 
     /// Picks a compaction of everything into one level; `None` when there is nothing to do or one is under way.
@@ -267,6 +280,22 @@ impl VersionSet {
         pick(&self.current()).map(|plan| Compaction { plan, _slot: slot })
     }
 
+    /// Whether files of replaced tables wait to be removed.
+    pub fn has_obsolete(&self) -> bool {
+        !self.cache.obsolete().is_empty()
+    }
+
+    /// Closes and removes the files of replaced tables that nobody reads any more. Flushes and compactions end with this;
+    /// a reader that held one of them for longer leaves it to the next call. Blocks on the disk: for background threads.
+    pub fn remove_obsolete(&self) {
+        self.cache.obsolete().remove_all(&*self.env.fs);
+    }
+
+    /// To be called when the directory is about to be given up: from then on no file in it is removed.
+    pub fn close(&self) {
+        self.cache.obsolete().close(&*self.env.fs);
+    }
+
     /// Carries a compaction out. `oldest_in_memory` gives the oldest timestamp in memtables, logs not yet in
     /// tables and the queue of writers (`None`: they are empty); asked before each tombstone that might go. `share` as for
     /// [`VersionSet::flush`].
@@ -275,6 +304,17 @@ impl VersionSet {
     /// `Corruption`: the inputs stay, and are not picked again. `Closed` after [`VersionSet::stop`]. `NoSpace` if it would
     /// not fit: nothing was begun. Otherwise as for [`VersionSet::flush`].
     pub fn run(
+        &self,
+        compaction: Compaction,
+        oldest_in_memory: &dyn Fn() -> Option<Timestamp>,
+        share: &dyn Fn() -> f64,
+    ) -> Result<(), Error> {
+        let result = self.carry_out(compaction, oldest_in_memory, share);
+        self.remove_obsolete(); // now that this compaction does not hold its inputs any more
+        result
+    }
+
+    fn carry_out(
         &self,
         compaction: Compaction,
         oldest_in_memory: &dyn Fn() -> Option<Timestamp>,
@@ -307,6 +347,7 @@ impl VersionSet {
             if !self.install(edit, &added)? {
                 return Ok(());
             }
+            self.remove_obsolete();
         }
         if !is_move {
             self.bytes_read.fetch_add(read, Ordering::Relaxed);

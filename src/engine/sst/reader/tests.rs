@@ -206,16 +206,33 @@ fn a_table_under_another_number_is_refused() {
 }
 
 #[test]
-fn an_obsolete_table_is_removed_when_its_last_reader_lets_go() {
+fn an_obsolete_table_waits_to_be_removed_once_its_last_reader_has_let_go() {
     let (_, env) = env();
     build(&env, 1, SETTINGS, &[value("a", 1, "x")]);
     let table = open(&env, 1, 0).unwrap();
+    let cache = table.cache.clone();
     let reader = TableIterator::new(table.clone());
     table.mark_obsolete();
     drop(table);
-    assert!(env.fs.exists(&table_path(dir(), 1)).unwrap());
+    assert!(cache.obsolete().is_empty(), "it is still read");
     drop(reader);
+    assert!(!cache.obsolete().is_empty());
+    assert!(env.fs.exists(&table_path(dir(), 1)).unwrap(), "the reader did not remove it");
+    cache.obsolete().remove_all(&*env.fs);
     assert!(!env.fs.exists(&table_path(dir(), 1)).unwrap());
+}
+
+#[test]
+fn a_table_that_becomes_unused_after_the_directory_was_given_up_is_left_alone() {
+    let (_, env) = env();
+    build(&env, 1, SETTINGS, &[value("a", 1, "x")]);
+    let table = open(&env, 1, 0).unwrap();
+    let cache = table.cache.clone();
+    table.mark_obsolete();
+    cache.obsolete().close(&*env.fs);
+    drop(table);
+    cache.obsolete().remove_all(&*env.fs);
+    assert!(env.fs.exists(&table_path(dir(), 1)).unwrap());
 }
 
 #[test]
@@ -239,7 +256,18 @@ fn check_golden(golden: &str, entries: &[Entry]) {
     build(&env, 9, settings, entries);
     let bytes = crate::env::vfs::read_file(&*env.fs, &table_path(dir(), 9)).unwrap();
     assert_eq!(hex_lines(&bytes), golden, "a changed format needs a new version and keeps reading this one");
+    check_reads(golden, entries);
+}
+
+/// Opens the bytes of table 9 and looks for its entries.
+fn check_reads(golden: &str, entries: &[Entry]) {
+    let (_, env) = env();
+    let digits: Vec<u8> = golden.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    let bytes: Vec<u8> = digits.chunks(2).map(byte).collect();
+    env.fs.create(&table_path(dir(), 9)).unwrap().append(&bytes).unwrap();
     let table = open(&env, 9, 0).unwrap();
+    table.verify().unwrap();
     for (key, record) in entries {
         assert_eq!(get(&table, key, Patience::Disk).unwrap(), Lookup::Found(record.clone()));
     }
@@ -261,22 +289,43 @@ fn the_bytes_of_a_table_with_a_typed_value_are_those_of_format_version_2() {
     check_golden(include_str!("../../../../tests/data/table_v2.hex"), &[value("apple", 5, "red"), typed]);
 }
 
-#[test]
-fn the_bytes_of_a_table_with_an_expiry_are_those_of_format_version_3() {
+/// Entries with and without an expiry, one of which has expired.
+fn with_expiries() -> Vec<Entry> {
     let until = |end| Expiry::from_u64(end);
     let typed = Value::new("<p>").of_type(ContentType::new(b"text/html"));
     let at = |key: &str, timestamp, value: Value| {
         (key.as_bytes().to_vec(), Record::value(Timestamp::from_u64(timestamp), value))
     };
     let (key, over) = at("over", 8, Value::new("gone").expiring(until(0x0102_0304)));
-    let entries = [
+    vec![
         value("apple", 5, "red"),
         (key, over.expired()),
         at("page", 7, typed.clone().expiring(until(0x0506))),
         at("typed", 6, typed),
         at("until", 9, Value::new("v").expiring(until(7))),
-    ];
-    check_golden(include_str!("../../../../tests/data/table_v3.hex"), &entries);
+    ]
+}
+
+/// Earlier versions did not record when values end.
+#[test]
+fn a_table_of_format_version_3_is_read() {
+    check_reads(include_str!("../../../../tests/data/table_v3.hex"), &with_expiries());
+}
+
+#[test]
+fn the_bytes_of_a_table_with_values_that_end_are_those_of_format_version_4() {
+    check_golden(include_str!("../../../../tests/data/table_v4.hex"), &with_expiries());
+}
+
+#[test]
+fn a_table_whose_values_have_all_ended_needs_no_newer_reader_than_before() {
+    let (_, env) = env();
+    let over = Record::value(Timestamp::from_u64(8), Value::new("gone").expiring(Expiry::from_u64(9)));
+    let meta = build(&env, 1, SETTINGS, &[(b"over".to_vec(), over.expired())]);
+    assert_eq!((meta.tombstones, meta.expiries.is_empty()), (1, true));
+    let bytes = crate::env::vfs::read_file(&*env.fs, &table_path(dir(), 1)).unwrap();
+    let footer = bytes.last_chunk::<FOOTER_LEN>().unwrap();
+    assert_eq!(Footer::decode(footer).unwrap().version, 3);
 }
 
 fn hex_lines(bytes: &[u8]) -> String {

@@ -54,7 +54,7 @@ fn flush(set: &VersionSet, entries: &[Entry], log_number: u64) -> Result<(), Err
 }
 
 fn compact(set: &VersionSet) -> Result<(), Error> {
-    while let Some(compaction) = set.pick() {
+    while let Some(compaction) = set.pick(None, false) {
         set.run(compaction, &|| None, &at_full_speed)?;
     }
     Ok(())
@@ -113,7 +113,7 @@ proptest! {
                     all.extend(entries);
                 }
                 Step::CompactOnce => {
-                    if let Some(compaction) = set.pick() {
+                    if let Some(compaction) = set.pick(None, false) {
                         set.run(compaction, &|| None, &at_full_speed).unwrap();
                     }
                 }
@@ -153,7 +153,7 @@ proptest! {
             let (compaction, entries) = match step {
                 Step::Flush(entries) => (None, entries),
                 Step::CompactAll => (set.pick_all(), Vec::new()),
-                _ => (set.pick(), Vec::new()),
+                _ => (set.pick(Some(Timestamp::from_u64(1)), true), Vec::new()),
             };
             // What is still in memory while a compaction runs may be older than what it rewrites.
             let in_memory = [entry("user:00000001", 1, Some("late"))];
@@ -218,6 +218,9 @@ fn a_reader_keeps_the_tables_of_its_version_until_it_lets_go() {
     reader.seek_to_first().unwrap();
     assert_eq!(drain(&mut reader).unwrap().len(), 2);
     drop(reader);
+    assert_eq!(files(&disk, ".sst").len(), 4, "a reader removes no file");
+    assert!(set.has_obsolete());
+    set.remove_obsolete();
     assert_eq!(files(&disk, ".sst").len(), 1);
 }
 
@@ -230,9 +233,15 @@ fn a_compaction_that_meets_a_corrupt_block_stops_and_is_not_picked_again() {
     let damaged = table_path(dir(), set.current().level(Level::L0)[0].meta().number);
     disk.flip_byte(&damaged, 3).unwrap();
     let before = files(&disk, ".sst");
-    assert!(is_corruption(set.run(set.pick().unwrap(), &|| None, &at_full_speed)));
+    assert!(is_corruption(set.run(set.pick(None, false).unwrap(), &|| None, &at_full_speed)));
     assert_eq!(files(&disk, ".sst"), before, "inputs stay, outputs go");
-    assert!(set.pick().is_none_or(|next| next.plan.inputs.iter().all(|(_, table)| !table.is_damaged())));
+    assert!(
+        set.pick(None, false).is_none_or(|next| next
+            .plan
+            .inputs
+            .iter()
+            .all(|(_, table)| !table.is_damaged()))
+    );
     let version = set.current();
     assert!(is_corruption(version.get(b"a", hash(b"a"), None)));
     let newer = Record::tombstone(Timestamp::from_u64(3));
@@ -272,8 +281,8 @@ fn a_flush_beside_a_compaction_is_kept() {
     let set = VersionSet::open(&env, dir(), &small()).unwrap().0;
     flush(&set, &[entry("a", 1, Some("x"))], 1).unwrap();
     flush(&set, &[entry("a", 2, Some("y"))], 2).unwrap();
-    let compaction = set.pick().unwrap();
-    assert!(set.pick().is_none(), "one at a time");
+    let compaction = set.pick(None, false).unwrap();
+    assert!(set.pick(None, false).is_none(), "one at a time");
     flush(&set, &[entry("b", 1, Some("z"))], 3).unwrap();
     set.run(compaction, &|| None, &at_full_speed).unwrap();
     let expected = [entry("a", 2, Some("y")), entry("b", 1, Some("z"))];
@@ -324,10 +333,10 @@ fn a_stopped_set_ends_its_compaction_and_starts_no_other() {
     let many: Vec<_> = (0..3000).map(|n| entry(&format!("{n:05}"), 1, Some("x"))).collect();
     flush(&set, &many, 0).unwrap();
     flush(&set, &many[..1], 0).unwrap();
-    let compaction = set.pick().unwrap();
+    let compaction = set.pick(None, false).unwrap();
     set.stop();
     assert!(matches!(set.run(compaction, &|| None, &at_full_speed), Err(Error::Closed)));
-    assert!(set.pick().is_none() && set.pick_all().is_none());
+    assert!(set.pick(None, false).is_none() && set.pick_all().is_none());
     assert_eq!(contents(&set).len(), 3000);
 }
 

@@ -189,6 +189,8 @@ pub struct ValuePage {
     pub items: Vec<(Key, Record)>,
     /// Where the next page starts; `None` when the range is exhausted.
     pub resume: Option<Bytes>,
+    /// Keys that were looked at, deleted ones included.
+    pub examined: usize,
 }
 
 impl ValuePage {

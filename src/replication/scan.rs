@@ -9,7 +9,8 @@
 //!
 //! A key goes out only up to the smallest end of all pages: behind it some node has not said what it holds.
 //! What is known beyond is thrown away and asked for again, so nothing is kept between two pages and the
-//! hundredth costs what the first does. Each record was current at some moment of the scan; a scan is no
+//! hundredth costs what the first does. How far a client's page looks does not depend on how many values it
+//! asks for: rounds go on behind tombstones until a bound is reached, and a round holds `DELETED_MAX` of them. Each record was current at some moment of the scan; a scan is no
 //! snapshot. What the pages show to be missing somewhere is mended in the background, a bounded part of it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use super::Failure;
 use super::api::{NotSent, ReadError, ScanOptions, ValuePage};
@@ -27,18 +29,19 @@ use crate::cluster::Ring;
 use crate::engine::{self, Engine};
 use crate::env::Lane;
 use crate::rpc::{Refusal, ReplicaRequest, ReplicaResponse, ScanPage, ScanRequest, WriteOrigin};
-use crate::types::{Key, KeyRange, NodeId, Record};
+use crate::types::{Key, KeyRange, NodeId, Record, Timestamp};
 
-/// Records a page between nodes, at most, whatever was asked for.
+/// Values a page between nodes, at most, whatever was asked for.
 const ROWS_MAX: usize = 10_000;
+/// Records a page between nodes, deleted ones included, at most, where fewer values were asked for. Deleted records use
+/// up no values, or a page of one value would get past one tombstone; this bounds the memory that they take instead.
+const DELETED_MAX: usize = 2_000;
 /// Bytes a page between nodes, at most (one record may exceed it alone).
 const BYTES_MAX: usize = 4 << 20;
 /// Entries looked at for a page between nodes, at most.
 const EXAMINED_MAX: usize = 100_000;
 /// Entries looked at in one job of the pool: others wait no longer than that for its thread.
 const EXAMINED_A_JOB: usize = 5_000;
-/// Rounds of pages that one client's page may take, when tombstones or other nodes' keys leave it short.
-const ROUNDS_MAX: usize = 4;
 /// Records that one page sends to replicas that are behind, at most.
 const MENDED_MAX: usize = 256;
 /// Bytes of them.
@@ -55,7 +58,8 @@ pub async fn serve_page(shared: &Arc<Shared>, request: ScanRequest) -> Result<Sc
             let primaries = ring.primaries_of_key(key.as_bytes());
             primaries.contains(&own) && partner.as_ref().is_none_or(|partner| primaries.contains(partner))
         };
-        let job = move || page.collect(&engine, wanted);
+        let now = shared.hlc.now();
+        let job = move || page.collect(&engine, now, wanted);
         page = shared.env.pool.run(Lane::Read, job).await.map_err(|error| refusal(shared, &error))?;
     }
     expiry::all_as_of_now(shared, &mut page.items).await;
@@ -83,28 +87,47 @@ struct Collected {
     items: Vec<(Key, Record)>,
     /// What is left of the range; `None` once it is exhausted.
     range: Option<KeyRange>,
+    /// Values that may still come.
     rows_left: usize,
+    /// Records that may still come, deleted ones included.
+    records_left: usize,
     bytes_left: usize,
     examined_left: usize,
 }
 
+/// Records that a page between nodes holds at most when so many values are asked for.
+fn records_max(rows_max: usize) -> usize {
+    rows_max.max(DELETED_MAX)
+}
+
 impl Collected {
     fn new(request: &ScanRequest) -> Self {
+        let rows_max = (request.rows_max as usize).clamp(1, ROWS_MAX);
         Self {
             items: Vec::new(),
             range: (!request.range.is_empty()).then(|| request.range.clone()),
-            rows_left: (request.rows_max as usize).clamp(1, ROWS_MAX),
+            rows_left: rows_max,
+            records_left: records_max(rows_max),
             bytes_left: (request.bytes_max as usize).clamp(1, BYTES_MAX),
             examined_left: (request.examined_max as usize).clamp(1, EXAMINED_MAX),
         }
     }
 
     fn is_full(&self) -> bool {
-        self.range.is_none() || self.rows_left == 0 || self.bytes_left == 0 || self.examined_left == 0
+        self.range.is_none() || self.is_used_up()
     }
 
-    /// Goes on for one job. May wait for a disk.
-    fn collect(mut self, engine: &Engine, wanted: impl Fn(&Key) -> bool) -> Result<Self, engine::Error> {
+    fn is_used_up(&self) -> bool {
+        self.rows_left == 0 || self.records_left == 0 || self.bytes_left == 0 || self.examined_left == 0
+    }
+
+    /// Goes on for one job. A value that has expired by `now` counts as deleted. May wait for a disk.
+    fn collect(
+        mut self,
+        engine: &Engine,
+        now: Timestamp,
+        wanted: impl Fn(&Key) -> bool,
+    ) -> Result<Self, engine::Error> {
         let Some(range) = self.range.take() else { return Ok(self) };
         for (examined, item) in engine.scan(&range).enumerate() {
             let (key, record) = item?;
@@ -114,17 +137,17 @@ impl Collected {
             if too_big {
                 self.bytes_left = 0;
             }
-            if self.rows_left == 0
-                || self.bytes_left == 0
-                || self.examined_left == 0
-                || examined == EXAMINED_A_JOB
-            {
+            if self.is_used_up() || examined == EXAMINED_A_JOB {
                 self.range = Some(KeyRange { start: Some(key.to_bytes()), end: range.end });
                 return Ok(self);
             }
             self.examined_left -= 1;
             if wanted {
-                self.rows_left -= 1;
+                let has_expired = record.pending_expiry().is_some_and(|end| end.timestamp() <= now);
+                if !record.is_tombstone() && !has_expired {
+                    self.rows_left -= 1;
+                }
+                self.records_left -= 1;
                 self.bytes_left = self.bytes_left.saturating_sub(weight);
                 self.items.push((key, record));
             }
@@ -133,7 +156,8 @@ impl Collected {
     }
 }
 
-/// Returns one page of a client's scan.
+/// Returns one page of a client's scan. It ends with one of its bounds, or after `NETWORK_TIMEOUT`: what it has by then is
+/// a page, too.
 pub async fn page(shared: &Arc<Shared>, options: ScanOptions) -> Result<ValuePage, ReadError> {
     let replicas = shared.ring.replication_factor();
     let needed = options.read_quorum.unwrap_or(shared.settings.read_quorum).clamp(1, replicas);
@@ -143,21 +167,27 @@ pub async fn page(shared: &Arc<Shared>, options: ScanOptions) -> Result<ValuePag
         bytes: options.bytes_max.clamp(1, BYTES_MAX),
         examined: options.examined_max.clamp(1, EXAMINED_MAX),
     };
+    let started = Instant::now();
     let mut range = options.range;
-    for _ in 0..ROUNDS_MAX {
-        if range.is_empty() {
-            page.resume = None;
-            break;
-        }
-        let round = Round::run(shared, &range, needed, left).await?;
+    while !range.is_empty() {
+        let round = match Round::run(shared, &range, needed, left).await {
+            Ok(round) => round,
+            // What earlier rounds found is a page; the next one says why it cannot go on.
+            Err(_) if page.resume.is_some() => break,
+            Err(error) => return Err(error),
+        };
         let merged = round.merge(shared, &mut left, &mut page.items);
         mend(shared, merged.behind);
         page.resume = merged.resume;
+        page.examined += merged.examined;
         match &page.resume {
-            Some(next) if !left.is_used_up() => range.start = Some(next.clone()),
+            Some(next) if !left.is_used_up() && started.elapsed() < shared.settings.network_timeout => {
+                range.start = Some(next.clone());
+            }
             _ => break,
         }
     }
+    page.resume = page.resume.filter(|_| !range.is_empty());
     Ok(page)
 }
 
@@ -227,6 +257,8 @@ struct Round {
 #[derive(Debug, Default)]
 struct Merged {
     resume: Option<Bytes>,
+    /// Keys that were merged, deleted ones included.
+    examined: usize,
     /// What nodes of the cover lack.
     behind: BTreeMap<NodeId, Vec<(Key, Record)>>,
 }
@@ -313,6 +345,7 @@ impl Round {
                     merged.behind.entry(node.clone()).or_default().push((key.clone(), winner.clone()));
                 }
             }
+            merged.examined += 1;
             left.examined -= 1;
             if !winner.is_tombstone() {
                 left.rows -= 1;
@@ -320,12 +353,18 @@ impl Round {
                 out.push((key.clone(), winner.clone()));
             }
         }
-        // A page that ended before its rows were used up has reached one of the other bounds.
-        if self.pages.values().any(|page| page.resume.is_some() && page.items.len() < self.rows_asked) {
+        if self.pages.values().any(|page| ended_by_other_bounds(page, self.rows_asked)) {
             left.examined = 0;
         }
         merged
     }
+}
+
+/// Whether a node's page ended before it held all the values or all the records that it may hold: then it has reached the
+/// bound on bytes or on entries examined.
+fn ended_by_other_bounds(page: &ScanPage, rows_asked: usize) -> bool {
+    let values = page.items.iter().filter(|(_, record)| !record.is_tombstone()).count();
+    page.resume.is_some() && values < rows_asked && page.items.len() < records_max(rows_asked)
 }
 
 fn newer<'a>(a: &'a Record, b: &'a Record) -> &'a Record {

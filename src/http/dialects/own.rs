@@ -38,7 +38,7 @@ use crate::types::{Expiry, Key, KeyRange, Record, Ttl, Value};
 
 /// Items a page of a list when the request does not say.
 const LIMIT_DEFAULT: usize = 1_000;
-/// Entries that a list backwards looks at, at most: it walks its range from the start.
+/// Keys that a list backwards looks at, at most, deleted ones included: it walks its range from the start.
 const REVERSE_EXAMINED_MAX: usize = 1_000_000;
 /// Keys of one request that are read at a time.
 const GETS_IN_FLIGHT: usize = 32;
@@ -253,7 +253,7 @@ async fn last_page(
     loop {
         let page =
             scan::fetch(coordinator, scan::page_options(range.clone(), read_quorum, scan::LIMIT_MAX)).await?;
-        seen += page.items.len();
+        seen += page.examined;
         for (key, record) in page.items {
             bytes += key.as_bytes().len() + record.value_len();
             last.push_front((key, record));
@@ -266,13 +266,14 @@ async fn last_page(
         let Some(resume) = page.resume else { break };
         if seen > REVERSE_EXAMINED_MAX {
             return Err(Fault::BadRequest(format!(
-                "\"reverse\" walks at most {REVERSE_EXAMINED_MAX} items; name a start or a prefix that is closer"
+                "\"reverse\" walks at most {REVERSE_EXAMINED_MAX} keys, deleted ones included; name a start or a prefix that is \
+                 closer"
             )));
         }
         range.start = Some(resume);
     }
     let resume = last.back().filter(|_| dropped).map(|(key, _)| key.to_bytes());
-    Ok(ValuePage { items: last.into(), resume })
+    Ok(ValuePage { items: last.into(), resume, examined: seen })
 }
 
 // ---- many keys ----

@@ -453,8 +453,8 @@ mod tests {
 
     fn page(keys: &[&'static [u8]], resume: Option<&'static str>) -> ValuePage {
         let record = |key: &&'static [u8]| Record::value(Timestamp::from_u64(1), Value::new(*key));
-        let items = keys.iter().map(|key| (Key::new(*key).unwrap(), record(key))).collect();
-        ValuePage { items, resume: resume.map(Bytes::from) }
+        let items: Vec<_> = keys.iter().map(|key| (Key::new(*key).unwrap(), record(key))).collect();
+        ValuePage { examined: items.len(), items, resume: resume.map(Bytes::from) }
     }
 
     fn json(encoding: Encoding) -> Json {

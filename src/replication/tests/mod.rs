@@ -3,6 +3,7 @@
 mod batches;
 mod harness;
 mod reads;
+mod scans;
 mod writes;
 
 use crate::cluster::{Member, Membership, Ring, RingSettings, assign};

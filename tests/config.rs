@@ -716,3 +716,23 @@ fn the_banner_says_what_is_in_force() {
     );
     assert!(args("").config().banner().contains("Replication (N):  1 (3 configured, 1 member)\n"));
 }
+
+#[test]
+fn further_host_names_and_the_idle_timeout_are_settings() {
+    let config = env("KVSTORE_ALLOWED_HOSTS", "kv.example.com, *.shop.example").config();
+    assert!(
+        config.allowed_hosts.lists(b"kv.example.com:443") && config.allowed_hosts.lists(b"eu.shop.example")
+    );
+    assert!(!config.allowed_hosts.lists(b"evil.test"));
+    assert!(!Start::default().config().allowed_hosts.allow(b"kv.example.com"));
+    for wrong in ["http://kv.example.com", "kv.example.com:8081", "a b"] {
+        let refused = env("KVSTORE_ALLOWED_HOSTS", wrong).refused();
+        assert!(
+            refused.contains("KVSTORE_ALLOWED_HOSTS") && refused.contains("is no host name"),
+            "{refused}"
+        );
+    }
+    assert_eq!(Start::default().config().idle_timeout, Duration::from_secs(75));
+    assert_eq!(args("-http-idle-timeout 2m").config().idle_timeout, Duration::from_secs(120));
+    assert!(env("HTTP_IDLE_TIMEOUT", "0s").refused().contains("HTTP_IDLE_TIMEOUT"));
+}

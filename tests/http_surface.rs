@@ -376,10 +376,21 @@ fn accept_decides_between_json_and_prometheus_text() {
         ("text/plain;q=0", false),
         ("text/plain; q=0.0, application/json", false),
         ("TEXT/PLAIN", true),
+        ("application/json, text/plain, */*", false), // axios
+        ("text/plain;q=0.5, application/json", false),
+        (
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            true,
+        ),
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+            true,
+        ),
     ];
     for (accept, text) in cases {
         let answer = server.connect().ask("GET", "/metrics", &[("Accept", accept)], b"");
         assert_eq!(answer.body.starts_with(b"# HELP"), text, "{accept}");
+        assert_eq!(answer.header("vary"), Some("accept"));
     }
     let forced = server.connect().ask("GET", "/metrics?format=json", &[("Accept", "text/plain")], b"");
     assert!(forced.json().is_object());

@@ -9,7 +9,7 @@ use http_support::Server;
 use kvstore::http::ApiSettings;
 use kvstore::http::access::Access;
 use kvstore::http::openapi::DOCUMENT;
-use kvstore::http::router::{Pattern, Route};
+use kvstore::http::router::{Parameters, Pattern, Route};
 use kvstore::util::tokens::Tokens;
 use serde_json::Value;
 
@@ -178,6 +178,31 @@ fn the_key_in_a_path_is_a_parameter_of_that_path() {
             .collect();
         let expected = if path.contains("{key}") { vec![("key".into(), true.into())] } else { vec![] };
         assert_eq!(names, expected, "{path}");
+    }
+}
+
+#[test]
+fn the_query_parameters_described_are_those_that_are_known() {
+    let (document, routed) = (document(), routed());
+    for (request, operation) in operations(&document) {
+        let Some(route) = routed.get(&request) else { continue };
+        let Parameters::Only(known) = route.row().parameters else { continue };
+        let shared = &document["paths"][&request.1]["parameters"];
+        let listed = [shared, &operation["parameters"]].into_iter().filter_map(Value::as_array).flatten();
+        let described: BTreeSet<_> = listed
+            .map(|parameter| {
+                let reference = parameter.get("$ref");
+                reference.map_or(parameter, |to| pointed(&document, to.as_str().unwrap()).unwrap())
+            })
+            .filter(|parameter| parameter["in"] == "query")
+            .map(|parameter| parameter["name"].as_str().unwrap())
+            .collect();
+        let known: BTreeSet<_> = known.iter().copied().flatten().copied().collect();
+        assert!(described.is_subset(&known), "{request:?}: {described:?}, known are {known:?}");
+        // These every data request may say; they are described where they have an effect.
+        let everywhere = BTreeSet::from(["w", "r", "sloppy", "ttl"]);
+        let rest: Vec<_> = known.difference(&described).filter(|name| !everywhere.contains(*name)).collect();
+        assert!(rest.is_empty(), "{request:?} knows {rest:?}");
     }
 }
 

@@ -50,7 +50,7 @@ fn the_page_is_html_that_may_load_nothing() {
     let server = Server::start();
     let page = server.get("/");
     assert_eq!((page.code, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
-    assert!(page.text().starts_with("<!doctype html>") && page.text().contains("/events"));
+    assert!(page.text().starts_with("<!doctype html>") && page.text().contains("EventSource(\"events\")"));
     let policy = page.header("content-security-policy").unwrap();
     assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
     assert!(policy.contains("connect-src 'self'") && !policy.contains("unsafe"), "{policy}");

@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::system::uname;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
@@ -37,6 +38,7 @@ use crate::http::{Api, ApiLimits, ApiSettings, Body, ServerLimits, bind, serve_t
 use crate::node::Node;
 use crate::rpc::tcp::{Server, TcpSettings, TcpTransport, set_worker};
 use crate::tls::Tls;
+use crate::util::hosts::Hosts;
 use crate::util::shutdown::{Shutdown, ShutdownListener};
 
 /// File descriptors kept for tables, logs and peers.
@@ -119,10 +121,11 @@ fn serve_on(
 ) -> Result<(), String> {
     let runtime = runtime()?;
     let first = listeners.remove(0);
-    let limits = ServerLimits {
+    let mut limits = ServerLimits {
         connections_max: connections_max / config.worker_threads.max(1),
         ..ServerLimits::default()
     };
+    limits.timeouts.idle = config.idle_timeout;
     let parts = Parts::new(config, log)?;
     let stop = Arc::new(Shutdown::default());
     let stopped = Shutdown::default();
@@ -172,6 +175,7 @@ impl Parts {
         let settings = ApiSettings {
             volume_id: config.volume_id.clone(),
             tokens: config.api_tokens.clone(),
+            hosts: known_hosts(config),
             beyond_loopback: !config.bind_addr.is_loopback(),
             slow_request_time: config.slow_request_time,
             tls: tls.clone(),
@@ -331,6 +335,19 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// The names by which this node may be asked for: those that are listed, its members' and this machine's.
+fn known_hosts(config: &Config) -> Hosts {
+    let mut hosts = config.allowed_hosts.clone();
+    for member in &config.members {
+        hosts.know(member.id.as_str());
+    }
+    if let Ok(name) = uname().nodename().to_str() {
+        hosts.know(name);
+        hosts.know(&format!("{name}.local")); // as its neighbours find it by multicast DNS
+    }
+    hosts
 }
 
 fn api_limits(config: &Config) -> ApiLimits {

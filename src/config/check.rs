@@ -8,6 +8,7 @@ use crate::cluster::membership::{MemberEntry, canonical_name, canonical_of_ip};
 use crate::cluster::{Member, Membership};
 use crate::tls;
 use crate::types::NodeId;
+use crate::util::hosts::Hosts;
 use crate::util::secret_file::{self, Readers};
 use crate::util::tokens::{self, Tokens};
 
@@ -83,6 +84,8 @@ impl Checker<'_> {
                 members.len(),
             )?,
             members,
+            allowed_hosts: self.allowed_hosts()?,
+            idle_timeout: read!(self.time(http_idle_timeout))?,
             dir: read_text!(self.kvstore_dir).into(),
             memtable_size: read!(self.number(memtable_size))? as usize,
             l0_files_max: read!(self.number(max_l0_files))? as usize,
@@ -170,6 +173,11 @@ impl Checker<'_> {
         let literal = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&text);
         let literal = if literal == "localhost" { "127.0.0.1" } else { literal };
         literal.parse().map_err(|_| self.not_allowed("bind_addr"))
+    }
+
+    fn allowed_hosts(&self) -> Result<Hosts, Error> {
+        let listed = self.raw.kvstore_allowed_hosts.as_deref().unwrap_or_default();
+        Hosts::parse(listed).map_err(|problem| self.error("kvstore_allowed_hosts", problem))
     }
 
     fn own_name(&self, bind_addr: IpAddr, port: u16) -> Result<NodeId, Error> {

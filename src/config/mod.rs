@@ -22,6 +22,7 @@ use std::time::Duration;
 use crate::cluster::{Member, Membership, RingSettings};
 use crate::tls;
 use crate::types::NodeId;
+use crate::util::hosts::Hosts;
 use crate::util::secret_file::Readers;
 use crate::util::tokens::Tokens;
 use crate::util::units;
@@ -195,6 +196,10 @@ pub struct Config {
     pub advertise_addr: String,
     /// All members, this node among them, sorted by name.
     pub members: Vec<Member>,
+    /// `KVSTORE_ALLOWED_HOSTS`.
+    pub allowed_hosts: Hosts,
+    /// `HTTP_IDLE_TIMEOUT`.
+    pub idle_timeout: Duration,
     /// `KVSTORE_DIR`.
     pub dir: PathBuf,
     /// `MEMTABLE_SIZE`, bytes.
@@ -286,6 +291,8 @@ impl Default for Config {
             bind_addr: IpAddr::V4(Ipv4Addr::LOCALHOST),
             advertise_addr: "127.0.0.1:8081".to_owned(),
             members: vec![Member { id: NodeId::from_canonical("127.0.0.1:8081"), weight: 10, zone: None }],
+            allowed_hosts: Hosts::default(),
+            idle_timeout: Duration::from_secs(75),
             dir: PathBuf::from("./data"),
             memtable_size: 64 << 20,
             l0_files_max: 4,

@@ -87,6 +87,10 @@ settings! {
         "this node's name, and where its peers reach it; needed when BIND_ADDR is a wildcard and there are peers";
     kvstore_peers: Text("host:port[;vnodes=N][;zone=Z], separated by commas"), NOTHING,
         "the other members; listing this node too changes nothing";
+    kvstore_allowed_hosts: Text("host names separated by commas; `*.` before one for all under it, `*` for any"), NOTHING,
+        "further host names under which clients without a token may reach this node; addresses, names without a dot, the members' names and this machine's always may";
+    http_idle_timeout: Time(seconds(1), seconds(86_400)), Is("75s"),
+        "how long a client may keep a connection open without a request; longer than a proxy in front keeps its own";
     kvstore_dir: Text("a directory, made if missing"), Is("./data"), "where data, identity and node.log lie";
     volume_id: Text("1 to 64 letters, digits, `.`, `_` and `-`"), Is("vol-1"),
         "what this node calls itself to clients of the blob door";

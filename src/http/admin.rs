@@ -7,12 +7,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, HeaderValue};
+use hyper::header::{HeaderValue, VARY};
 use hyper::{Request, Response, StatusCode};
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use super::answer;
 use super::api::{Api, Door};
 use super::body::Body;
 use super::dialects::item;
@@ -20,9 +19,9 @@ use super::figures::{self, Figure, Kind};
 use super::metrics::Totals;
 use super::process;
 use super::prometheus::{self, Family};
-use super::query::Query;
 use super::router::Route;
 use super::status::Fault;
+use super::{accept, answer};
 use crate::cluster::{RangeId, Ring, Token};
 use crate::replication::hot_keys::{KEYS_MAX, SAMPLED};
 use crate::replication::{
@@ -136,7 +135,7 @@ impl<'a> CheckView<'a> {
 
 /// `GET /readyz[?verbose]`: 200 once recovered, voting and with a clock in bounds; 503 with reasons otherwise.
 pub fn readyz(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let verbose = Query::parse(request.uri().query())?.flag("verbose")?;
+    let verbose = Route::Readyz.query(request.uri())?.flag("verbose")?;
     let checks = checks(door);
     let reasons = problems(&checks);
     let (code, status) = if reasons.is_empty() {
@@ -173,11 +172,15 @@ pub(super) fn problems(checks: &[Check]) -> Vec<String> {
     checks.iter().filter_map(named).collect()
 }
 
-/// `GET /metrics`: JSON, or Prometheus text for whoever asks for text by name.
+/// What Prometheus asks for.
+const TEXTS: [&str; 2] = ["text/plain", "application/openmetrics-text"];
+
+/// `GET /metrics`: JSON, or Prometheus text for whoever would rather have text.
 pub fn metrics(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let query = Query::parse(request.uri().query())?;
+    const ACCEPT: HeaderValue = HeaderValue::from_static("accept");
+    let query = Route::Metrics.query(request.uri())?;
     let as_text = match query.bytes("format") {
-        None => accepts_text(request),
+        None => accept::prefers(request.headers(), &TEXTS, &["application/json"]),
         Some(b"prometheus") => true,
         Some(b"json") => false,
         Some(other) => {
@@ -191,7 +194,7 @@ pub fn metrics(door: &Door, request: &Request<Incoming>) -> Result<Response<Body
     let totals = door.api.shared.metrics.totals();
     let mut figures = figures::of_requests(&door.api, &totals);
     figures.extend(figures::of_node(door.api.opened()));
-    if as_text {
+    let mut response = if as_text {
         const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         let families = door.api.opened().map(families).unwrap_or_default();
         let mut text = prometheus::render(&totals, &figures, &families);
@@ -199,24 +202,12 @@ pub fn metrics(door: &Door, request: &Request<Incoming>) -> Result<Response<Body
             prometheus::render_disk(&mut text, &coordinator.engine_stats());
         }
         process::render(&mut text);
-        return Ok(answer::with_type(StatusCode::OK, TEXT, text));
-    }
-    let view = MetricsView { totals: &totals, figures: &figures, api: &door.api };
-    Ok(answer::json(StatusCode::OK, &view))
-}
-
-/// Whether `Accept` names plain text or `OpenMetrics` with q > 0. `*/*`, which curl sends, does not.
-fn accepts_text(request: &Request<Incoming>) -> bool {
-    let ranges = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    ranges.flat_map(|value| value.split(',')).any(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let named = parts.next().is_some_and(|name| {
-            name.eq_ignore_ascii_case("text/plain")
-                || name.eq_ignore_ascii_case("application/openmetrics-text")
-        });
-        let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-        named && weight.is_none_or(|weight| weight.trim().parse::<f64>().is_ok_and(|weight| weight > 0.0))
-    })
+        answer::with_type(StatusCode::OK, TEXT, text)
+    } else {
+        answer::json(StatusCode::OK, &MetricsView { totals: &totals, figures: &figures, api: &door.api })
+    };
+    response.headers_mut().insert(VARY, ACCEPT);
+    Ok(response)
 }
 
 /// The JSON form: the figures in the table's order, then what needs more than one number.
@@ -425,7 +416,7 @@ fn hex(token: Token) -> String {
 /// `GET /ring`: who owns which range, or with `?key=` where one key lies.
 pub fn ring(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let query = Query::parse(request.uri().query())?;
+    let query = Route::Ring.query(request.uri())?;
     let ring = coordinator.ring();
     Ok(if query.has("key") {
         answer::json(StatusCode::OK, &Place::of(ring, &item::key_of(&query)?))
@@ -553,7 +544,7 @@ impl<'a> HotKeyView<'a> {
 /// `GET /debug/hotkeys[?limit=]`: which keys clients of this node ask for most.
 pub fn hot_keys(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let query = Query::parse(request.uri().query())?;
+    let query = Route::HotKeys.query(request.uri())?;
     let limit = query.number("limit", 1, KEYS_MAX)?.unwrap_or(HOT_KEYS_DEFAULT);
     let hottest = coordinator.hottest_keys(limit);
     let keys = hottest.keys.iter().map(|hot| HotKeyView::of(hot, hottest.looked_at)).collect();
@@ -588,7 +579,7 @@ pub async fn remove_checkpoint(door: &Door, request: &Request<Incoming>) -> Resu
 
 /// The name that a query gives: never a path.
 fn checkpoint_name(request: &Request<Incoming>) -> Result<CheckpointName, Fault> {
-    let query = Query::parse(request.uri().query())?;
+    let query = Route::CheckpointMake.query(request.uri())?;
     let name =
         query.bytes("name").and_then(|name| std::str::from_utf8(name).ok()).and_then(CheckpointName::new);
     name.ok_or_else(|| {
@@ -602,7 +593,7 @@ fn checkpoint_name(request: &Request<Incoming>) -> Result<CheckpointName, Fault>
 /// `GET /explain?key=`: what each replica holds of a key, and who wins.
 pub async fn explain(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let query = Query::parse(request.uri().query())?;
+    let query = Route::Explain.query(request.uri())?;
     item::quorums(coordinator, &query)?;
     let key = item::key_of(&query)?;
     let explanation = coordinator.explain(key.clone()).await;

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use hyper::header::{
-    ALLOW, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT_ENCODING, ALLOW, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use hyper::{Response, StatusCode};
 use serde::Serialize;
@@ -79,6 +80,9 @@ pub fn dressed(mut response: Response<Body>, fault: &Fault) -> Response<Body> {
     };
     if let Some(challenge) = challenge {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    }
+    if let Fault::UnsupportedCoding = fault {
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
     if let Fault::Write(WriteError::Unknown { timestamp, acks, .. }) = fault {
         headers.insert(X_KV_TIMESTAMP, timestamp_header(*timestamp));

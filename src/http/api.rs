@@ -21,6 +21,7 @@ use super::slow::SlowLog;
 use super::status::Fault;
 use crate::replication::Coordinator;
 use crate::tls::Tls;
+use crate::util::hosts::Hosts;
 use crate::util::shutdown::Shutdown;
 use crate::util::tokens::Tokens;
 
@@ -42,6 +43,8 @@ pub struct ApiSettings {
     pub volume_id: String,
     /// `API_TOKEN`, until [`Api::set_tokens`].
     pub tokens: Tokens,
+    /// The names by which this node may be asked for where no token is (`KVSTORE_ALLOWED_HOSTS`, the members, this machine).
+    pub hosts: Hosts,
     /// Whether others than this machine reach the doors.
     pub beyond_loopback: bool,
     /// `SLOW_REQUEST_TIME`: a request that takes longer is logged; zero: none is.
@@ -57,6 +60,7 @@ impl Default for ApiSettings {
         Self {
             volume_id: "vol-1".to_owned(),
             tokens: Tokens::default(),
+            hosts: Hosts::default(),
             beyond_loopback: false,
             slow_request_time: Duration::from_millis(500),
             log_lines_dropped: Arc::default(),

@@ -21,8 +21,10 @@ const LATENCY_DIGITS: u8 = 2;
 const ROUTES: usize = Route::ALL.len();
 
 /// Status codes that this server gives; others count under the last.
-pub const CODES: [u16; 20] =
-    [200, 101, 201, 204, 206, 304, 400, 401, 403, 404, 405, 408, 413, 416, 426, 500, 503, 504, 507, 0];
+pub const CODES: [u16; 23] = [
+    200, 101, 201, 204, 206, 304, 400, 401, 403, 404, 405, 408, 412, 413, 415, 416, 426, 500, 501, 503, 504,
+    507, 0,
+];
 
 /// What one worker thread has answered.
 #[derive(Debug)]

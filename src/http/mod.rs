@@ -7,6 +7,9 @@
 //!           limits    method         (handed to whoever registered for it)
 //! ```
 //!
+//! What a request's header fields ask for that is not done is refused before its body is read: `head` finds it, `sites` tells
+//! other web sites' pages, and `conditions` judges the answers to reads.
+//!
 //! `server` knows sockets and no key; `router` knows paths and no socket; a dialect turns one seed's requests into
 //! calls of the coordinator and its answers back. `status` is the one table from errors to status codes.
 //!
@@ -14,14 +17,17 @@
 //! values in flight within `MAX_INFLIGHT_BYTES`; no peer can hold a connection by being slow. What is not: a bare LF is
 //! taken as the end of a header line, as RFC 9112 (section 2.2) allows and the HTTP library does.
 
+pub mod accept;
 pub mod access;
 pub mod admin;
 pub mod answer;
 pub mod api;
 pub mod body;
+pub mod conditions;
 pub mod dialects;
 pub mod events;
 pub mod figures;
+pub mod head;
 pub mod load;
 pub mod metrics;
 pub mod openapi;
@@ -31,6 +37,7 @@ pub mod prometheus;
 pub mod query;
 pub mod router;
 pub mod server;
+pub mod sites;
 pub mod slow;
 pub mod status;
 

@@ -5,14 +5,12 @@
 
 use std::sync::LazyLock;
 
-use hyper::body::Incoming;
 use hyper::header::{CACHE_CONTROL, ETAG, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Response, StatusCode};
 use sha2::{Digest, Sha256};
 
 use super::answer;
 use super::body::Body;
-use super::dialects::raw;
 
 /// The document, as it is served.
 pub const DOCUMENT: &str = include_str!("openapi.json");
@@ -28,15 +26,9 @@ static NAME: LazyLock<HeaderValue> = LazyLock::new(|| {
     answer::ascii_header(name)
 });
 
-/// `GET /openapi.json`; 304 for whoever has it already.
-pub fn document(request: &Request<Incoming>) -> Response<Body> {
-    let mut response = if raw::is_known(request.headers(), &NAME) {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        response
-    } else {
-        answer::json_bytes(StatusCode::OK, DOCUMENT)
-    };
+/// `GET /openapi.json`.
+pub fn document() -> Response<Body> {
+    let mut response = answer::json_bytes(StatusCode::OK, DOCUMENT);
     let headers = response.headers_mut();
     headers.insert(ETAG, NAME.clone());
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache")); // kept, and asked for again by name

@@ -2,11 +2,12 @@
 //!
 //! `+` is a space and `%2F` a slash; a percent sign without two hex digits is refused, not kept: a client that forgot
 //! to encode would otherwise write under one key and read under another. A parameter given twice is refused for the
-//! same reason. Unknown parameters are ignored. A key in a path is decoded alike, but that a plus there is a plus.
+//! same reason. Which names are known depends on the route. A key in a path is decoded alike, but that a plus there is a plus.
 
 use std::borrow::Cow;
 
 use super::status::Fault;
+use crate::util::guess::guess;
 
 /// A name or value, borrowed where nothing had to be decoded.
 type Decoded<'a> = Cow<'a, [u8]>;
@@ -48,6 +49,25 @@ impl<'a> Query<'a> {
             .iter()
             .find(|(known, _)| known.as_ref() == name.as_bytes())
             .map(|(_, value)| value.as_ref())
+    }
+
+    /// Says whether all parameters are among `known`.
+    ///
+    /// # Errors
+    /// [`Fault::BadRequest`] with the first that is not, and the one that may be meant.
+    pub fn check_names(&self, known: &[&[&str]]) -> Result<(), Fault> {
+        let is_known = |name: &[u8]| known.iter().copied().flatten().any(|known| known.as_bytes() == name);
+        let Some((name, _)) = self.parameters.iter().find(|(name, _)| !is_known(name)) else {
+            return Ok(());
+        };
+        let name = String::from_utf8_lossy(name);
+        let known = || known.iter().copied().flatten().copied();
+        let hint = match guess(&name, known()) {
+            Some(meant) => format!("did you mean \"{meant}\"?"),
+            None if known().next().is_none() => "there are none here".to_owned(),
+            None => format!("known here are {}", known().collect::<Vec<_>>().join(", ")),
+        };
+        Err(Fault::BadRequest(format!("unknown parameter \"{}\"; {hint}", name.escape_debug())))
     }
 
     /// Whether a parameter is there, with a value or without.
@@ -166,6 +186,23 @@ mod tests {
     fn a_parameter_given_twice_is_refused_also_when_spelled_differently() {
         assert!(Query::parse(Some("key=a&key=a")).is_err());
         assert!(Query::parse(Some("key=a&%6bey=b")).is_err());
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_one_that_is_meant() {
+        let known: &[&[&str]] = &[&["key"], &["w", "r", "sloppy", "ttl"]];
+        let check =
+            |raw| Query::parse(Some(raw)).unwrap().check_names(known).map_err(|fault| fault.to_string());
+        assert_eq!(check("key=k&ttl=1&r=1"), Ok(()));
+        assert_eq!(
+            check("key=k&tll=60s"),
+            Err("unknown parameter \"tll\"; did you mean \"ttl\"?".to_owned())
+        );
+        assert_eq!(check("KEY=k"), Err("unknown parameter \"KEY\"; did you mean \"key\"?".to_owned()));
+        let all = "unknown parameter \"\\n\u{fffd}\"; known here are key, w, r, sloppy, ttl";
+        assert_eq!(check("%0a%ff"), Err(all.to_owned()));
+        let none = Query::parse(Some("x")).unwrap().check_names(&[]).unwrap_err().to_string();
+        assert_eq!(none, "unknown parameter \"x\"; there are none here");
     }
 
     #[test]

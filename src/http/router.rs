@@ -8,17 +8,20 @@
 use std::net::SocketAddr;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
-use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper::header::{ALLOW, CONNECTION, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use tokio::time::Instant;
 
 use super::access::{self, Access};
 use super::answer::X_REQUEST_ID;
 use super::api::Door;
 use super::body::Body;
+use super::conditions::Conditions;
 use super::dialects::{Dialect, blobs, delete_range, own, plain, scan, simple, vikdb};
+use super::head::Head;
+use super::query::Query;
 use super::status::Fault;
-use super::{admin, answer, events, openapi, page};
+use super::{admin, answer, events, openapi, page, sites};
 use crate::util::request_id::RequestId;
 
 /// Which paths are meant.
@@ -66,10 +69,21 @@ pub struct Row {
     pub operation: Operation,
     /// Whom it lets in.
     pub access: Access,
+    /// Which query parameters it knows.
+    pub parameters: Parameters,
+}
+
+/// The query parameters of a row's requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parameters {
+    /// Those that it does not know are ignored: its clients are another store's, probes, or browsers.
+    Any,
+    /// No others than these; a name that is misspelt must not change what is done.
+    Only(&'static [&'static [&'static str]]),
 }
 
 macro_rules! routes {
-    ($($route:ident $name:literal: $methods:expr, $pattern:expr, $dialect:ident, $operation:ident, $access:ident;)*) => {
+    ($($route:ident $name:literal: $methods:expr, $pattern:expr, $dialect:ident, $operation:ident, $access:ident, $parameters:expr;)*) => {
         /// What a method and a path ask for.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[allow(missing_docs)] // the table says it
@@ -93,62 +107,69 @@ macro_rules! routes {
                 dialect: Dialect::$dialect,
                 operation: Operation::$operation,
                 access: Access::$access,
+                parameters: $parameters,
             },)*
         ];
     };
 }
 
+use Parameters::{Any, Only};
 use Pattern::{Is, Other, Under};
+
+/// What every data request may say.
+const OPTIONS: &[&str] = &["w", "r", "sloppy", "ttl"];
+/// What names a range of keys.
+const RANGE: &[&str] = &["start", "end", "prefix", "cursor"];
 
 // The busiest first: a request walks the table down to its row.
 routes! {
-    Put "put": ["POST"], Is("/put"), Plain, Write, Write;
-    Get "get": ["GET", "HEAD"], Is("/get"), Plain, Read, Read;
-    Batch "batch": ["POST"], Is("/batch"), Plain, Batch, Write;
-    Scan "scan": ["GET", "HEAD"], Is("/scan"), Plain, Scan, Read;
-    Delete "delete": ["POST"], Is("/delete"), Plain, Delete, Write;
+    Put "put": ["POST"], Is("/put"), Plain, Write, Write, Only(&[OPTIONS]);
+    Get "get": ["GET", "HEAD"], Is("/get"), Plain, Read, Read, Only(&[&["key"], OPTIONS]);
+    Batch "batch": ["POST"], Is("/batch"), Plain, Batch, Write, Only(&[OPTIONS]);
+    Scan "scan": ["GET", "HEAD"], Is("/scan"), Plain, Scan, Read, Only(&[RANGE, &["limit", "encoding"], OPTIONS]);
+    Delete "delete": ["POST"], Is("/delete"), Plain, Delete, Write, Only(&[&["key"], OPTIONS]);
 
-    DeleteRange "delete_range": ["POST"], Is("/delete-range"), Plain, Delete, Write;
+    DeleteRange "delete_range": ["POST"], Is("/delete-range"), Plain, Delete, Write, Only(&[RANGE, &["all"], OPTIONS]);
 
-    SimpleSet "simple_set": ["POST"], Is("/set"), Plain, Write, Write;
-    SimpleDelete "simple_delete": ["DELETE"], Is("/del"), Plain, Delete, Write;
+    SimpleSet "simple_set": ["POST"], Is("/set"), Plain, Write, Write, Any;
+    SimpleDelete "simple_delete": ["DELETE"], Is("/del"), Plain, Delete, Write, Any;
 
-    VikdbRange "vikdb_range": ["GET", "HEAD", "POST"], Is("/kv/range"), Vikdb, Scan, Read;
-    VikdbBatch "vikdb_batch": ["POST"], Is("/kv/batch"), Vikdb, Batch, Write;
-    VikdbPut "vikdb_put": ["PUT"], Under("/kv/"), Vikdb, Write, Write;
-    VikdbGet "vikdb_get": ["GET", "HEAD"], Under("/kv/"), Vikdb, Read, Read;
-    VikdbDelete "vikdb_delete": ["DELETE"], Under("/kv/"), Vikdb, Delete, Write;
+    VikdbRange "vikdb_range": ["GET", "HEAD", "POST"], Is("/kv/range"), Vikdb, Scan, Read, Any;
+    VikdbBatch "vikdb_batch": ["POST"], Is("/kv/batch"), Vikdb, Batch, Write, Any;
+    VikdbPut "vikdb_put": ["PUT"], Under("/kv/"), Vikdb, Write, Write, Any;
+    VikdbGet "vikdb_get": ["GET", "HEAD"], Under("/kv/"), Vikdb, Read, Read, Any;
+    VikdbDelete "vikdb_delete": ["DELETE"], Under("/kv/"), Vikdb, Delete, Write, Any;
 
-    BlobList "blob_list": ["GET", "HEAD"], Is("/blobs"), Blobs, Scan, Read;
-    BlobPut "blob_put": ["POST", "PUT"], Under("/blobs/"), Blobs, Write, Write;
-    BlobGet "blob_get": ["GET", "HEAD"], Under("/blobs/"), Blobs, Read, Read;
-    BlobDelete "blob_delete": ["DELETE"], Under("/blobs/"), Blobs, Delete, Write;
+    BlobList "blob_list": ["GET", "HEAD"], Is("/blobs"), Blobs, Scan, Read, Any;
+    BlobPut "blob_put": ["POST", "PUT"], Under("/blobs/"), Blobs, Write, Write, Any;
+    BlobGet "blob_get": ["GET", "HEAD"], Under("/blobs/"), Blobs, Read, Read, Any;
+    BlobDelete "blob_delete": ["DELETE"], Under("/blobs/"), Blobs, Delete, Write, Any;
 
-    OwnList "v1_list": ["GET", "HEAD"], Is("/v1/kv"), Own, Scan, Read;
-    OwnGetMany "v1_get_many": ["POST"], Is("/v1/kv:get"), Own, Read, Read;
-    OwnPutMany "v1_put_many": ["POST"], Is("/v1/kv:put"), Own, Batch, Write;
-    OwnDeleteMany "v1_delete_many": ["POST"], Is("/v1/kv:delete"), Own, Delete, Write;
-    OwnDeleteRange "v1_delete_range": ["POST"], Is("/v1/kv:delete-range"), Own, Delete, Write;
-    OwnPut "v1_put": ["PUT"], Under("/v1/kv/"), Own, Write, Write;
-    OwnGet "v1_get": ["GET", "HEAD"], Under("/v1/kv/"), Own, Read, Read;
-    OwnDelete "v1_delete": ["DELETE"], Under("/v1/kv/"), Own, Delete, Write;
+    OwnList "v1_list": ["GET", "HEAD"], Is("/v1/kv"), Own, Scan, Read, Only(&[RANGE, &["limit", "encoding", "reverse", "keys_only", "timestamps"], OPTIONS]);
+    OwnGetMany "v1_get_many": ["POST"], Is("/v1/kv:get"), Own, Read, Read, Only(&[&["encoding"], OPTIONS]);
+    OwnPutMany "v1_put_many": ["POST"], Is("/v1/kv:put"), Own, Batch, Write, Only(&[&["encoding"], OPTIONS]);
+    OwnDeleteMany "v1_delete_many": ["POST"], Is("/v1/kv:delete"), Own, Delete, Write, Only(&[&["encoding"], OPTIONS]);
+    OwnDeleteRange "v1_delete_range": ["POST"], Is("/v1/kv:delete-range"), Own, Delete, Write, Only(&[RANGE, &["all"], OPTIONS]);
+    OwnPut "v1_put": ["PUT"], Under("/v1/kv/"), Own, Write, Write, Only(&[OPTIONS]);
+    OwnGet "v1_get": ["GET", "HEAD"], Under("/v1/kv/"), Own, Read, Read, Only(&[OPTIONS]);
+    OwnDelete "v1_delete": ["DELETE"], Under("/v1/kv/"), Own, Delete, Write, Only(&[OPTIONS]);
 
-    Page "page": ["GET", "HEAD"], Is("/"), Plain, Other, Admin;
-    Events "events": ["GET", "HEAD"], Is("/events"), Plain, Other, Admin;
-    OpenApi "openapi": ["GET", "HEAD"], Is("/openapi.json"), Plain, Other, Open;
-    Explain "explain": ["GET", "HEAD"], Is("/explain"), Plain, Other, Read;
-    Metrics "metrics": ["GET", "HEAD"], Is("/metrics"), Plain, Other, Read;
-    Health "health": ["GET", "HEAD"], Is("/health"), Plain, Other, Read;
-    Livez "livez": ["GET", "HEAD"], Is("/livez"), Plain, Other, Open;
-    Readyz "readyz": ["GET", "HEAD"], Is("/readyz"), Plain, Other, Open;
-    ClusterStatus "cluster_status": ["GET", "HEAD"], Is("/cluster/status"), Plain, Other, Admin;
-    Ring "ring": ["GET", "HEAD"], Is("/ring"), Plain, Other, Admin;
-    HotKeys "hot_keys": ["GET", "HEAD"], Is("/debug/hotkeys"), Plain, Other, Admin;
-    CheckpointList "checkpoint_list": ["GET", "HEAD"], Is("/checkpoint"), Plain, Other, Admin;
-    CheckpointMake "checkpoint_make": ["POST"], Is("/checkpoint"), Plain, Other, AdminWrite;
-    CheckpointRemove "checkpoint_remove": ["DELETE"], Is("/checkpoint"), Plain, Other, AdminWrite;
-    Rpc "rpc": ["GET"], Is("/internal/rpc"), Plain, Other, Peers;
-    Unknown "unknown": [], Other, Plain, Other, Open;
+    Page "page": ["GET", "HEAD"], Is("/"), Plain, Other, Admin, Any;
+    Events "events": ["GET", "HEAD"], Is("/events"), Plain, Other, Admin, Any;
+    OpenApi "openapi": ["GET", "HEAD"], Is("/openapi.json"), Plain, Other, Open, Any;
+    Explain "explain": ["GET", "HEAD"], Is("/explain"), Plain, Other, Read, Only(&[&["key"], OPTIONS]);
+    Metrics "metrics": ["GET", "HEAD"], Is("/metrics"), Plain, Other, Read, Only(&[&["format"]]);
+    Health "health": ["GET", "HEAD"], Is("/health"), Plain, Other, Read, Any;
+    Livez "livez": ["GET", "HEAD"], Is("/livez"), Plain, Other, Open, Any;
+    Readyz "readyz": ["GET", "HEAD"], Is("/readyz"), Plain, Other, Open, Any;
+    ClusterStatus "cluster_status": ["GET", "HEAD"], Is("/cluster/status"), Plain, Other, Admin, Any;
+    Ring "ring": ["GET", "HEAD"], Is("/ring"), Plain, Other, Admin, Only(&[&["key"]]);
+    HotKeys "hot_keys": ["GET", "HEAD"], Is("/debug/hotkeys"), Plain, Other, Admin, Only(&[&["limit"]]);
+    CheckpointList "checkpoint_list": ["GET", "HEAD"], Is("/checkpoint"), Plain, Other, Admin, Any;
+    CheckpointMake "checkpoint_make": ["POST"], Is("/checkpoint"), Plain, Other, AdminWrite, Only(&[&["name"]]);
+    CheckpointRemove "checkpoint_remove": ["DELETE"], Is("/checkpoint"), Plain, Other, AdminWrite, Only(&[&["name"]]);
+    Rpc "rpc": ["GET"], Is("/internal/rpc"), Plain, Other, Peers, Any;
+    Unknown "unknown": [], Other, Plain, Other, Open, Any;
 }
 
 impl Route {
@@ -160,6 +181,18 @@ impl Route {
     /// Its name in metrics.
     pub fn name(self) -> &'static str {
         self.row().name
+    }
+
+    /// The parameters of a request of its.
+    ///
+    /// # Errors
+    /// [`Fault::BadRequest`] for a query string that cannot be read, and for parameters that it does not know.
+    pub fn query(self, uri: &Uri) -> Result<Query<'_>, Fault> {
+        let query = Query::parse(uri.query())?;
+        if let Only(names) = self.row().parameters {
+            query.check_names(names)?;
+        }
+        Ok(query)
     }
 
     /// What one of its paths says behind a [`Pattern::Under`], as it stands there.
@@ -212,6 +245,17 @@ pub fn ends_with_its_client(path: &str) -> bool {
 pub fn allow(route: Route) -> String {
     let same = ROWS.iter().filter(|row| row.pattern == route.row().pattern);
     let methods: Vec<_> = same.flat_map(|row| row.methods).copied().chain(["OPTIONS"]).collect();
+    methods.join(", ")
+}
+
+/// The methods that some path knows: what `OPTIONS *` asks for.
+fn allow_anywhere() -> String {
+    let mut methods: Vec<&str> = Vec::new();
+    for method in ROWS.iter().flat_map(|row| row.methods).chain(&["OPTIONS"]) {
+        if !methods.contains(method) {
+            methods.push(method);
+        }
+    }
     methods.join(", ")
 }
 
@@ -269,11 +313,39 @@ async fn dispatch(
     request: Request<Incoming>,
     peer: SocketAddr,
 ) -> Result<Response<Body>, Fault> {
-    check_framing(&request)?;
+    let head = Head::of(request.headers());
+    head.check_framing(&request)?;
     if !allowed {
-        return not_with(route, request.method());
+        return not_with(route, &request);
     }
-    access::check(&door.api.shared.tokens.load(), route.row().access, request.headers())?;
+    let access = route.row().access;
+    let tokens = door.api.shared.tokens.load();
+    access::check(&tokens, access, request.headers())?;
+    if tokens.is_empty() {
+        sites::check(&door.api.shared.settings.hosts, access, &head, &request)?;
+    }
+    drop(tokens);
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !reads {
+        head.check_body(request.headers())?;
+    }
+    if matches!(access, Access::Write | Access::AdminWrite) {
+        head.check_write(request.headers())?;
+    }
+    if reads && head.is_conditional {
+        let conditions = Conditions::of(request.headers());
+        return conditions.judge(Box::pin(serve(door, route, request, peer)).await?);
+    }
+    serve(door, route, request, peer).await
+}
+
+/// Has a request answered that may be.
+async fn serve(
+    door: &Door,
+    route: Route,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+) -> Result<Response<Body>, Fault> {
     match route {
         Route::Put => plain::put(door, request).await,
         Route::Get => plain::get(door, &request).await,
@@ -293,7 +365,7 @@ async fn dispatch(
         Route::VikdbBatch => Box::pin(vikdb::batch(door, request)).await,
         Route::Page => Ok(page::page()),
         Route::Events => events::events(door, &request),
-        Route::OpenApi => Ok(openapi::document(&request)),
+        Route::OpenApi => Ok(openapi::document()),
         Route::BlobPut => blobs::put(door, request).await,
         Route::BlobGet => blobs::get(door, &request).await,
         Route::BlobDelete => blobs::delete(door, &request).await,
@@ -321,29 +393,15 @@ async fn dispatch(
     }
 }
 
-/// Refuses what two readers may frame or route differently: a request that names its length twice over, or its host
-/// not exactly once (HTTP/1.0 need not name one).
-fn check_framing(request: &Request<Incoming>) -> Result<(), Fault> {
-    let headers = request.headers();
-    let mut hosts = headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(_), None) => {}
-        (None, _) if request.version() == Version::HTTP_10 => {}
-        (None, _) => return Err(Fault::BadRequest("the Host header is missing".to_owned())),
-        (Some(_), Some(_)) => return Err(Fault::BadRequest("more than one Host header".to_owned())),
-    }
-    if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
-        return Err(Fault::BadRequest("both Content-Length and Transfer-Encoding".to_owned()));
-    }
-    Ok(())
-}
-
-fn not_with(route: Route, method: &Method) -> Result<Response<Body>, Fault> {
-    if route == Route::Unknown {
-        return Err(Fault::NoSuchPath);
-    }
-    let allow = allow(route);
-    if method != Method::OPTIONS {
+/// Answers a request whose path does not know its method.
+fn not_with(route: Route, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
+    let is_options = request.method() == Method::OPTIONS;
+    let allow = match route {
+        Route::Unknown if is_options && request.uri().path() == "*" => allow_anywhere(),
+        Route::Unknown => return Err(Fault::NoSuchPath),
+        route => allow(route),
+    };
+    if !is_options {
         return Err(Fault::MethodNotAllowed { allow });
     }
     let mut response = Response::new(Body::empty());

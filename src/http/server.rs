@@ -72,7 +72,8 @@ impl Default for ServerLimits {
                 idle: Duration::from_secs(75), // longer than common clients keep a connection
                 header: Duration::from_secs(10),
                 write: Duration::from_secs(30),
-                linger: Duration::from_secs(1),
+                linger: Duration::from_secs(30),
+                linger_idle: Duration::from_secs(1), // a stopping node waits for that long for idle clients
             },
             drain_max: Duration::from_secs(5),
         }
@@ -212,7 +213,7 @@ async fn connection<S: Service>(stream: TcpStream, tls: Option<Arc<Tls>>, mut ex
         Some(tls) if tls.takes_plaintext() => exchange.serve(stream).await,
         Some(tls) => {
             tls.count_failed();
-            refuse_plaintext(stream, exchange.limits.timeouts.linger).await;
+            refuse_plaintext(stream, exchange.limits.timeouts.linger_idle).await;
         }
     }
 }

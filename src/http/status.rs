@@ -28,6 +28,25 @@ pub enum Fault {
     /// A peer may not come in this way, or a token may not do this.
     #[error("{0}")]
     Forbidden(String),
+    /// The node is not known by the name in `Host`.
+    #[error(
+        "this node is not known as \"{0}\"; list the name in KVSTORE_ALLOWED_HOSTS, or have clients show tokens (API_TOKEN)"
+    )]
+    UnknownHost(String),
+    /// Another web site's page has a browser write.
+    #[error("a page of another site may not write without a token")]
+    CrossSite,
+    /// What is asked for is understood, and not offered.
+    #[error("{0}")]
+    NotImplemented(&'static str),
+    /// The value is not the one that the request means.
+    #[error("the value is not the one that the request's conditions name")]
+    PreconditionFailed,
+    /// The body is in a coding.
+    #[error(
+        "a body with a Content-Encoding is not taken, since it could not be told from other bytes; send it as it is"
+    )]
+    UnsupportedCoding,
     /// The body did not come in time.
     #[error("the request's body came too slowly")]
     TooSlow,
@@ -69,7 +88,10 @@ impl Fault {
             Self::Checkpoint(CheckpointError::Exists) => StatusCode::CONFLICT,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Forbidden(_) | Self::UnknownHost(_) | Self::CrossSite => StatusCode::FORBIDDEN,
+            Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
+            Self::UnsupportedCoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } | Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Overloaded
@@ -178,6 +200,11 @@ mod tests {
             Fault::TooSlow,
             Fault::BodyTooLarge { limit: 1 },
             Fault::Overloaded,
+            Fault::UnknownHost("evil.test".to_owned()),
+            Fault::CrossSite,
+            Fault::NotImplemented("x"),
+            Fault::PreconditionFailed,
+            Fault::UnsupportedCoding,
             Fault::NotReady("x"),
             Fault::Write(unknown()),
             Fault::Write(WriteError::NoSpace),

@@ -1,7 +1,9 @@
-//! Small things without an opinion: byte coding, signals to many listeners, a handful of futures, tokens, secret files, request ids, units.
+//! Small things without an opinion: byte coding, signals to many listeners, a handful of futures, tokens, host names, guesses at names, secret files, request ids, units.
 
 pub mod coding;
 pub mod few;
+pub mod guess;
+pub mod hosts;
 pub mod patience;
 pub mod request_id;
 pub mod secret_file;

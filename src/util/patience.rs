@@ -5,7 +5,8 @@
 //! a request's head   begun, not ended   header_timeout    closed
 //! an answer          not taken          write_timeout     cut
 //!                    its client leaves  (if watched)      cut: what makes the answer ends
-//! the end            unread input       linger            read and dropped, so that the answer is not lost to a reset
+//! the end            unread input       linger            read and dropped, so that the answer is not lost to a reset,
+//!                                       linger_idle       for as long as bytes keep coming
 //! ```
 //!
 //! A body has its own clock (`http::body`). The HTTP library's header timeout is not used: it makes a new timer for
@@ -42,8 +43,11 @@ pub struct Timeouts {
     pub header: Duration,
     /// Without taking a byte of an answer.
     pub write: Duration,
-    /// For the peer to close after we did.
+    /// For the peer to close after we did, while it still sends: a client that sends a long body to be refused reads the
+    /// answer only when it has sent all of it.
     pub linger: Duration,
+    /// The same, while it sends nothing.
+    pub linger_idle: Duration,
 }
 
 /// Where a connection stands, shared between its stream and its service.
@@ -121,6 +125,8 @@ pub struct PatientStream<S> {
     /// What is being written in place of an answer of the library.
     instead: Bytes,
     ended: bool,
+    /// Since when what the peer sends is dropped, and what was dropped last: reads that found something.
+    lingering: Option<(Instant, u64)>,
 }
 
 /// One timer, made when it is first needed, and what it was set for.
@@ -184,6 +190,7 @@ impl<S: Socket> PatientStream<S> {
             write_timer: Timer::default(),
             instead: Bytes::new(),
             ended: false,
+            lingering: None,
         }
     }
 
@@ -339,14 +346,20 @@ impl<S: Socket> AsyncWrite for PatientStream<S> {
             Poll::Ready(result) => result?,
         }
         // Closing a socket with unread input resets it, and a reset may overtake the answer on its way.
-        let mut scratch = [0u8; 4096];
+        let mut scratch = [0u8; 8192];
         while !this.ended && this.pace.state() != Pace::UPGRADED {
-            if this.read_timer.has_fired(Purpose::Linger, 0, this.timeouts.linger, cx) {
+            let (since, reads) = *this.lingering.get_or_insert_with(|| (Instant::now(), 0));
+            let left = this.timeouts.linger.saturating_sub(since.elapsed());
+            if left.is_zero() {
                 break; // also for a peer who never stops sending
+            }
+            let patience = left.min(this.timeouts.linger_idle);
+            if this.read_timer.has_fired(Purpose::Linger, reads, patience, cx) {
+                break;
             }
             let mut buf = ReadBuf::new(&mut scratch);
             match ready!(Pin::new(this.stream.get_mut()).poll_read(cx, &mut buf)) {
-                Ok(()) if !buf.filled().is_empty() => {}
+                Ok(()) if !buf.filled().is_empty() => this.lingering = Some((since, reads + 1)),
                 _ => this.ended = true,
             }
         }

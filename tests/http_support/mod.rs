@@ -32,6 +32,7 @@ pub fn limits() -> (ServerLimits, ApiLimits) {
     let mut server = ServerLimits::default();
     server.timeouts.header = Duration::from_millis(300);
     server.timeouts.linger = Duration::from_millis(300);
+    server.timeouts.linger_idle = Duration::from_millis(300);
     server.drain_max = Duration::from_secs(2);
     let api = ApiLimits {
         value_size_max: 2 << 20,

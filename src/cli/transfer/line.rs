@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Each of the two is text where it is UTF-8, and standard base64 under the other name where it is not. The timestamp is
-//! for information: an import gives new ones. Names that are not known are skipped, so that later versions may add some.
+//! for information: an import gives new ones. Names that are not known are skipped by an import into a directory; a node refuses them.
 
 use std::borrow::Cow;
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_RANGE, ETAG, HeaderValue};
+use hyper::header::{ETAG, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use serde::Serialize;
 
@@ -48,7 +48,7 @@ fn etag_of(bytes: &[u8]) -> HeaderValue {
 
 /// `POST|PUT /blobs/{key}`.
 pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, &request)?;
+    let (coordinator, options) = begin(door, Route::BlobPut, &request)?;
     let key = raw::key_of(Route::BlobPut.key_in(request.uri().path()))?;
     let (value, _reservation) = raw::value_of(door, request).await?;
     let (etag, size) = (etag_of(value.as_bytes()), value.len());
@@ -67,17 +67,17 @@ pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Bod
 
 /// `GET /blobs/{key}`.
 pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, request)?;
+    let (coordinator, options) = begin(door, Route::BlobGet, request)?;
     let key = raw::key_of(Route::BlobGet.key_in(request.uri().path()))?;
     match coordinator.get(key, options.read).await? {
         Some(record @ Record::Value { .. }) => {
             let etag = etag_of(record.as_value().map(Value::as_bytes).unwrap_or_default());
             Ok(match raw::serve(door, request, &record, etag)? {
                 Served::Answer(response) => response,
-                Served::BeyondEnd(content_range) => {
+                Served::BeyondEnd(headers) => {
                     let mut response =
                         failed(StatusCode::RANGE_NOT_SATISFIABLE, "Range lies beyond the blob");
-                    response.headers_mut().insert(CONTENT_RANGE, content_range);
+                    response.headers_mut().extend(headers);
                     response
                 }
             })
@@ -88,7 +88,7 @@ pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Bo
 
 /// `DELETE /blobs/{key}`: 204, also when there was nothing.
 pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, request)?;
+    let (coordinator, options) = begin(door, Route::BlobDelete, request)?;
     let key = raw::key_of(Route::BlobDelete.key_in(request.uri().path()))?;
     let receipt = coordinator.delete(key, options.of_delete()?).await?;
     Ok(answer::of_write(answer::no_content(), &receipt))

@@ -63,7 +63,7 @@ pub async fn delete_range(
     request: &Request<Incoming>,
 ) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let query = Query::parse(request.uri().query())?;
+    let query = route.query(request.uri())?;
     let options = item::quorums(coordinator, &query)?;
     let write = options.of_delete()?;
     let mut range = range_asked(&query)?;

@@ -2,7 +2,8 @@
 //! queries.
 //!
 //! Strings without escapes stay slices of the body; nothing is copied on the way to the log. A name given twice in one
-//! object is refused, since readers differ in which one counts; names we do not know are ignored.
+//! object is refused, since readers differ in which one counts. Other names than ours are ignored, but that a near miss of
+//! one of ours is refused: whoever writes `"tll":60` would otherwise get a value that lives for ever.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,6 +21,7 @@ use crate::http::status::Fault;
 use crate::replication::{Coordinator, ReadOptions, WriteOptions};
 use crate::types::key::KeyError;
 use crate::types::{Key, Ttl, Value};
+use crate::util::guess::near_miss;
 use crate::util::units::parse_duration;
 
 /// What a request says about quorums, and how long what it writes is to live.
@@ -119,23 +121,128 @@ pub fn key_of(query: &Query<'_>) -> Result<Key, Fault> {
     key(Bytes::copy_from_slice(bytes), "")
 }
 
-#[derive(Deserialize)]
-struct Item<'a> {
-    #[serde(borrow)]
+/// `STRICT`: a near miss of a name is refused.
+struct Item<'a, const STRICT: bool> {
     key: Cow<'a, str>,
-    #[serde(borrow)]
     value: Cow<'a, str>,
-    #[serde(default)]
     ttl: Option<Lifetime>,
+}
+
+/// A name in an object.
+enum Field<const STRICT: bool> {
+    Key,
+    Value,
+    Ttl,
+    Other,
+}
+
+impl<'de, const STRICT: bool> Deserialize<'de> for Field<STRICT> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name<const STRICT: bool>;
+
+        impl<const STRICT: bool> Visitor<'_> for Name<STRICT> {
+            type Value = Field<STRICT>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
+                match name {
+                    "key" => Ok(Field::Key),
+                    "value" => Ok(Field::Value),
+                    "ttl" => Ok(Field::Ttl),
+                    other if STRICT => known_or_other(other, &["key", "value", "ttl"]).map(|()| Field::Other),
+                    _ => Ok(Field::Other),
+                }
+            }
+        }
+
+        deserializer.deserialize_identifier(Name)
+    }
+}
+
+/// Lets a name pass that is none of ours, unless it is nearly one.
+fn known_or_other<E: serde::de::Error>(name: &str, known: &[&str]) -> Result<(), E> {
+    match near_miss(name, known) {
+        None => Ok(()),
+        Some(meant) => {
+            let name = name.escape_debug();
+            Err(E::custom(format_args!("unknown field `{name}`; did you mean `{meant}`?")))
+        }
+    }
+}
+
+impl<'de: 'a, 'a, const STRICT: bool> Deserialize<'de> for Item<'a, STRICT> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object<const STRICT: bool>;
+
+        impl<'de, const STRICT: bool> Visitor<'de> for Object<STRICT> {
+            type Value = Item<'de, STRICT>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with a key and a value")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let (mut key, mut value, mut ttl) = (None, None, None);
+                while let Some(field) = map.next_key::<Field<STRICT>>()? {
+                    match field {
+                        Field::Key if key.is_some() => return Err(A::Error::duplicate_field("key")),
+                        Field::Key => key = Some(map.next_value::<Text<'de>>()?.0),
+                        Field::Value if value.is_some() => return Err(A::Error::duplicate_field("value")),
+                        Field::Value => value = Some(map.next_value::<Text<'de>>()?.0),
+                        Field::Ttl if ttl.is_some() => return Err(A::Error::duplicate_field("ttl")),
+                        Field::Ttl => ttl = Some(map.next_value::<Option<Lifetime>>()?),
+                        Field::Other => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(Item {
+                    key: key.ok_or_else(|| A::Error::missing_field("key"))?,
+                    value: value.ok_or_else(|| A::Error::missing_field("value"))?,
+                    ttl: ttl.flatten(),
+                })
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
 }
 
 /// What is to be written: a key, its value, and for how long if the item itself says so.
 pub type Write = (Key, Value, Option<Ttl>);
 
-#[derive(Deserialize)]
 struct Batch<'a> {
-    #[serde(borrow, deserialize_with = "numbered")]
-    items: Vec<Item<'a>>,
+    items: Vec<Item<'a, true>>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Batch<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Batch<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with items")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut items = None;
+                while let Some(Text(name)) = map.next_key()? {
+                    if name != "items" {
+                        known_or_other(&name, &["items"])?;
+                        map.next_value::<IgnoredAny>()?;
+                    } else if items.replace(map.next_value::<Numbered<'de>>()?.0).is_some() {
+                        return Err(A::Error::duplicate_field("items"));
+                    }
+                }
+                Ok(Batch { items: items.ok_or_else(|| A::Error::missing_field("items"))? })
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
 }
 
 /// Reads `{"key":…,"value":…}`, and perhaps `"ttl":…`.
@@ -143,7 +250,7 @@ struct Batch<'a> {
 /// # Errors
 /// [`Fault::BadRequest`] and [`Fault::TooLarge`] with what and where.
 pub fn one(body: &Bytes, value_size_max: usize) -> Result<Write, Fault> {
-    let item: Item<'_> = json(body)?;
+    let item: Item<'_, true> = json(body)?;
     checked(body, item, value_size_max, "")
 }
 
@@ -152,12 +259,15 @@ pub fn one(body: &Bytes, value_size_max: usize) -> Result<Write, Fault> {
 /// # Errors
 /// As [`one`].
 pub fn one_or_pair(body: &Bytes, value_size_max: usize) -> Result<Write, Fault> {
-    let named = match serde_json::from_slice::<Item<'_>>(body) {
+    let named = match serde_json::from_slice::<Item<'_, false>>(body) {
         Ok(item) => return checked(body, item, value_size_max, ""),
         Err(error) => error,
     };
     match serde_json::from_slice::<Pair<'_>>(body) {
-        Ok(Pair(Some((key, value)))) => checked(body, Item { key, value, ttl: None }, value_size_max, ""),
+        Ok(Pair(Some((key, value)))) => {
+            let item: Item<'_, false> = Item { key, value, ttl: None };
+            checked(body, item, value_size_max, "")
+        }
         Ok(Pair(None)) => Err(malformed(body, &named)),
         Err(error) => Err(malformed(body, &error)),
     }
@@ -234,7 +344,12 @@ fn malformed(body: &Bytes, error: &serde_json::Error) -> Fault {
     Fault::BadRequest(format!("bad JSON body: {error}"))
 }
 
-fn checked(body: &Bytes, item: Item<'_>, value_size_max: usize, place: &str) -> Result<Write, Fault> {
+fn checked<const STRICT: bool>(
+    body: &Bytes,
+    item: Item<'_, STRICT>,
+    value_size_max: usize,
+    place: &str,
+) -> Result<Write, Fault> {
     let key = key(shared(body, item.key), place)?;
     check_value(item.value.len(), value_size_max, place)?;
     Ok((key, Value::new(shared(body, item.value)), item.ttl.map(|Lifetime(ttl)| ttl)))
@@ -293,32 +408,36 @@ enum Either<'a> {
     Other(IgnoredAny),
 }
 
-/// Reads items so that an error names the item it is in.
-fn numbered<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Item<'a>>, D::Error> {
-    struct Items;
+/// Items, read so that an error names the item it is in.
+struct Numbered<'a>(Vec<Item<'a, true>>);
 
-    impl<'de> Visitor<'de> for Items {
-        type Value = Vec<Item<'de>>;
+impl<'de: 'a, 'a> Deserialize<'de> for Numbered<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items;
 
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an array of items")
-        }
+        impl<'de> Visitor<'de> for Items {
+            type Value = Numbered<'de>;
 
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut items = Vec::new();
-            loop {
-                match seq.next_element() {
-                    Ok(Some(item)) => items.push(item),
-                    Ok(None) => return Ok(items),
-                    Err(error) => {
-                        return Err(A::Error::custom(format_args!("items[{}]: {error}", items.len())));
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of items")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                loop {
+                    match seq.next_element() {
+                        Ok(Some(item)) => items.push(item),
+                        Ok(None) => return Ok(Numbered(items)),
+                        Err(error) => {
+                            return Err(A::Error::custom(format_args!("items[{}]: {error}", items.len())));
+                        }
                     }
                 }
             }
         }
-    }
 
-    deserializer.deserialize_seq(Items)
+        deserializer.deserialize_seq(Items)
+    }
 }
 
 #[cfg(test)]
@@ -379,6 +498,33 @@ mod tests {
         }
         assert!(put(r#"{"key":"k","value":"v"} x"#).unwrap_err().contains("trailing characters"));
         assert!(put(r#"{"key":"k","value":"\ud800"}"#).unwrap_err().starts_with("400 bad JSON body"));
+    }
+
+    #[test]
+    fn a_near_miss_of_a_name_is_refused_and_other_names_are_not() {
+        let refused = put(r#"{"key":"k","value":"v","tll":60}"#).unwrap_err();
+        assert!(
+            refused.starts_with("400 bad JSON body: unknown field `tll`; did you mean `ttl`?"),
+            "{refused}"
+        );
+        for (json, meant) in [
+            (r#"{"Key":"k","value":"v"}"#, "did you mean `key`?"),
+            (r#"{"key":"k","vlaue":"v"}"#, "did you mean `value`?"),
+            (r#"{"key":"k","value":"v","TTL":"1h"}"#, "did you mean `ttl`?"),
+        ] {
+            assert!(put(json).unwrap_err().contains(meant), "{json}");
+            let many = batch(&format!(r#"{{"items":[{{"key":"a","value":""}},{json}]}}"#)).unwrap_err();
+            assert!(many.contains("items[1]: ") && many.contains(meant), "{many}");
+        }
+        assert!(batch(r#"{"items":[],"item":[]}"#).unwrap_err().contains("did you mean `items`?"));
+        assert!(batch(r#"{"items":[],"items":[]}"#).unwrap_err().contains("duplicate field `items`"));
+        assert_eq!(
+            batch(r#"{"id":7,"items":[{"key":"a","value":"b","type":"c","id":{}}],"note":null}"#),
+            Ok(1)
+        );
+        let lenient = |json: &'static str| one_or_pair(&Bytes::from_static(json.as_bytes()), 100).map(drop);
+        assert!(lenient(r#"{"key":"k","value":"v","tll":60}"#).is_ok(), "another store's dialect");
+        assert!(lenient(r#"{"vlaue":"v"}"#).is_ok(), "a pair");
     }
 
     #[test]

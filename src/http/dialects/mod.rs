@@ -30,7 +30,7 @@ use item::Quorums;
 use super::answer;
 use super::api::Door;
 use super::body::Body;
-use super::query::Query;
+use super::router::Route;
 use super::status::Fault;
 use crate::replication::Coordinator;
 
@@ -60,9 +60,13 @@ impl Dialect {
 }
 
 /// What every data request begins with: a node that is ready, and quorums that are in bounds.
-fn begin<'d>(door: &'d Door, request: &Request<Incoming>) -> Result<(&'d Coordinator, Quorums), Fault> {
+fn begin<'d>(
+    door: &'d Door,
+    route: Route,
+    request: &Request<Incoming>,
+) -> Result<(&'d Coordinator, Quorums), Fault> {
     let coordinator = door.api.coordinator()?;
-    Ok((coordinator, item::quorums(coordinator, &Query::parse(request.uri().query())?)?))
+    Ok((coordinator, item::quorums(coordinator, &route.query(request.uri())?)?))
 }
 
 #[cfg(test)]

@@ -17,8 +17,9 @@ use std::collections::VecDeque;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_RANGE, HeaderValue};
+use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::raw::{self, Served};
@@ -93,6 +94,11 @@ fn code_of(fault: &Fault) -> &'static str {
         Fault::MethodNotAllowed { .. } => "method_not_allowed",
         Fault::Unauthorized(_) => "unauthorized",
         Fault::Forbidden(_) => "forbidden",
+        Fault::UnknownHost(_) => "unknown_host",
+        Fault::CrossSite => "cross_site",
+        Fault::NotImplemented(_) => "not_implemented",
+        Fault::PreconditionFailed => "precondition_failed",
+        Fault::UnsupportedCoding => "unsupported_coding",
         Fault::TooSlow => "body_too_slow",
         Fault::BodyTooLarge { .. } | Fault::TooLarge(_) => "too_large",
         Fault::Overloaded => "overloaded",
@@ -126,6 +132,11 @@ fn is_retryable(fault: &Fault) -> bool {
         | Fault::MethodNotAllowed { .. }
         | Fault::Unauthorized(_)
         | Fault::Forbidden(_)
+        | Fault::UnknownHost(_)
+        | Fault::CrossSite
+        | Fault::NotImplemented(_)
+        | Fault::PreconditionFailed
+        | Fault::UnsupportedCoding
         | Fault::BodyTooLarge { .. }
         | Fault::TooLarge(_)
         | Fault::Checkpoint(_)
@@ -140,7 +151,7 @@ fn not_found() -> Response<Body> {
 
 /// `PUT /v1/kv/{key}`: the body is the value, `Content-Type` its type.
 pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, &request)?;
+    let (coordinator, options) = begin(door, Route::OwnPut, &request)?;
     let key = raw::key_of(Route::OwnPut.key_in(request.uri().path()))?;
     let (value, _reservation) = raw::value_of(door, request).await?;
     let receipt = coordinator.write(key, Mutation::put(value, options.ttl), options.write).await?;
@@ -149,17 +160,17 @@ pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Bod
 
 /// `GET|HEAD /v1/kv/{key}`.
 pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, request)?;
+    let (coordinator, options) = begin(door, Route::OwnGet, request)?;
     let key = raw::key_of(Route::OwnGet.key_in(request.uri().path()))?;
     match coordinator.get(key, options.read).await? {
         Some(record @ Record::Value { .. }) => {
             Ok(match raw::serve(door, request, &record, answer::etag(&record))? {
                 Served::Answer(response) => response,
-                Served::BeyondEnd(content_range) => {
+                Served::BeyondEnd(headers) => {
                     let code = StatusCode::RANGE_NOT_SATISFIABLE;
                     let mut response =
                         problem(code, "the range lies beyond the value", "bad_range", false, "not_sent");
-                    response.headers_mut().insert(CONTENT_RANGE, content_range);
+                    response.headers_mut().extend(headers);
                     response
                 }
             })
@@ -170,7 +181,7 @@ pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Bo
 
 /// `DELETE /v1/kv/{key}`: 204, also when there was nothing.
 pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, request)?;
+    let (coordinator, options) = begin(door, Route::OwnDelete, request)?;
     let key = raw::key_of(Route::OwnDelete.key_in(request.uri().path()))?;
     let receipt = coordinator.delete(key, options.of_delete()?).await?;
     Ok(answer::of_write(answer::no_content(), &receipt))
@@ -183,7 +194,7 @@ pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response
 /// Backwards, the range is walked from its start all the same, and the page is its end: name a start or a prefix that is
 /// close. Beyond `REVERSE_EXAMINED_MAX` items it is refused.
 pub async fn list(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, request)?;
+    let (coordinator, options) = begin(door, Route::OwnList, request)?;
     let query = Query::parse(request.uri().query())?;
     let (reverse, keys_only) = (query.flag("reverse")?, query.flag("keys_only")?);
     let timestamps = query.flag("timestamps")?;
@@ -266,8 +277,7 @@ async fn last_page(
         let Some(resume) = page.resume else { break };
         if seen > REVERSE_EXAMINED_MAX {
             return Err(Fault::BadRequest(format!(
-                "\"reverse\" walks at most {REVERSE_EXAMINED_MAX} keys, deleted ones included; name a start or a prefix that is \
-                 closer"
+                "\"reverse\" walks at most {REVERSE_EXAMINED_MAX} keys, deleted ones included; name a start or a prefix that is closer"
             )));
         }
         range.start = Some(resume);
@@ -279,6 +289,7 @@ async fn last_page(
 // ---- many keys ----
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Keys<'a> {
     #[serde(borrow)]
     keys: Vec<item::Text<'a>>,
@@ -286,7 +297,7 @@ struct Keys<'a> {
 
 /// Reads `{"keys":[…]}`, keys as the query's `encoding` says.
 async fn keys_of(door: &Door, request: Request<Incoming>) -> Result<(Vec<Key>, Encoding), Fault> {
-    let encoding = Encoding::of(&Query::parse(request.uri().query())?)?;
+    let encoding = Encoding::of(&Query::parse(request.uri().query())?)?; // its names are checked already
     let shared = &door.api.shared;
     let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
     let Keys { keys } = item::json(&body.bytes)?;
@@ -303,7 +314,7 @@ async fn keys_of(door: &Door, request: Request<Incoming>) -> Result<(Vec<Key>, E
 /// `POST /v1/kv:get` `{"keys":[…]}`: `{"items":[…],"missing":[…],"deferred":[…]}`, each key in one of the three, in the order
 /// asked. What is deferred did not fit into one answer: ask again for it.
 pub async fn get_many(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, &request)?;
+    let (coordinator, options) = begin(door, Route::OwnGetMany, &request)?;
     let (keys, encoding) = keys_of(door, request).await?;
     let found = read_all(door, coordinator, keys, options.read).await?;
     let mut reservation = door.api.shared.budget.reserve_none();
@@ -427,6 +438,7 @@ struct FailedKey<'a> {
 
 /// An item of `kv:put`: a line of `kvstore export`. Each of the two is text, or base64 under the other name.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NewItem<'a> {
     #[serde(borrow)]
     key: Option<item::Text<'a>>,
@@ -442,9 +454,13 @@ struct NewItem<'a> {
     /// When it ends, in place of a ttl: as scans and exports say it.
     #[serde(borrow)]
     expires_at: Option<item::Text<'a>>,
+    /// An export says it; a write is given a new one.
+    #[serde(default, rename = "timestamp")]
+    _timestamp: IgnoredAny,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NewItems<'a> {
     #[serde(borrow)]
     items: Vec<NewItem<'a>>,
@@ -498,7 +514,7 @@ impl NewItem<'_> {
 /// `POST /v1/kv:put` `{"items":[{"key","value","content_type"?,"ttl"?},…]}`: `{"written":n}`. Any bytes of any type, many at a time.
 /// Not atomic: of those that failed each is told of; of two items with one key the later wins.
 pub async fn put_many(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, &request)?;
+    let (coordinator, options) = begin(door, Route::OwnPutMany, &request)?;
     let encoding = Encoding::of(&Query::parse(request.uri().query())?)?;
     let shared = &door.api.shared;
     let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
@@ -516,7 +532,7 @@ pub async fn put_many(door: &Door, request: Request<Incoming>) -> Result<Respons
 /// `POST /v1/kv:delete` `{"keys":[…]}`: `{"deleted":n}`, also for keys that were not there. Not atomic: of those that failed
 /// each is told of.
 pub async fn delete_many(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, &request)?;
+    let (coordinator, options) = begin(door, Route::OwnDeleteMany, &request)?;
     let options = options.of_delete()?;
     let (keys, encoding) = keys_of(door, request).await?;
     let count = keys.len();

@@ -9,7 +9,7 @@ use super::raw;
 use crate::http::answer;
 use crate::http::api::Door;
 use crate::http::body::{self, Body};
-use crate::http::query::Query;
+use crate::http::router::Route;
 use crate::http::status::{self, Fault};
 use crate::replication::{BatchReceipt, Mutation, WriteError};
 use crate::types::{Record, Value};
@@ -17,7 +17,7 @@ use crate::types::{Record, Value};
 /// `POST /put`.
 pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let options = quorums(coordinator, &Query::parse(request.uri().query())?)?;
+    let options = quorums(coordinator, &Route::Put.query(request.uri())?)?;
     let shared = &door.api.shared;
     let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
     let (key, value, ttl) = item::one(&body.bytes, shared.limits.value_size_max)?;
@@ -29,7 +29,7 @@ pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Bod
 /// `GET /get`.
 pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let query = Query::parse(request.uri().query())?;
+    let query = Route::Get.query(request.uri())?;
     let options = quorums(coordinator, &query)?.read;
     let record = coordinator.get(key_of(&query)?, options).await?;
     match record {
@@ -41,7 +41,7 @@ pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Bo
 /// `POST /delete`.
 pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let query = Query::parse(request.uri().query())?;
+    let query = Route::Delete.query(request.uri())?;
     let options = quorums(coordinator, &query)?.of_delete()?;
     let receipt = coordinator.delete(key_of(&query)?, options).await?;
     Ok(answer::of_write(answer::text(StatusCode::OK, "Deleted"), &receipt))
@@ -50,7 +50,7 @@ pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response
 /// `POST /batch`.
 pub async fn batch(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let options = quorums(coordinator, &Query::parse(request.uri().query())?)?;
+    let options = quorums(coordinator, &Route::Batch.query(request.uri())?)?;
     let shared = &door.api.shared;
     let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
     let items = item::many(&body.bytes, shared.limits.value_size_max)?;

@@ -1,10 +1,12 @@
 //! Raw bytes in and out, for the dialects in which a value is the whole body: blobs and our own.
 //!
 //! ```text
-//! If-None-Match names the ETag ──> 304, no bytes
 //! Range: one part of the bytes ──> 206, or 416 when it lies beyond them     (GET only; If-Range heeded)
 //!        several, or nonsense  ──> all of them: RFC 9110 (section 14.2) allows it
 //! ```
+//!
+//! Conditions on the value are judged when the answer is ready (`http::conditions`). A value is stored as it is sent: a body in
+//! a coding (`Content-Encoding`) is refused, since no other dialect could tell its readers.
 //!
 //! A value is served as the type that its writer gave it. It was written by a stranger and lies at our own address, so a
 //! browser is told not to guess at types and to run it in a sandbox.
@@ -14,8 +16,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT_RANGES, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
-    IF_NONE_MATCH, IF_RANGE, RANGE, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_RANGES, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, RANGE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode};
 
@@ -23,6 +25,7 @@ use super::item;
 use crate::http::answer::{self, X_KV_TIMESTAMP, ascii_header, timestamp_header};
 use crate::http::api::Door;
 use crate::http::body::{self, Body, Reservation};
+use crate::http::conditions;
 use crate::http::query;
 use crate::http::status::Fault;
 use crate::types::{ContentType, Key, Record, Value};
@@ -91,10 +94,10 @@ pub fn add_type(headers: &mut HeaderMap, record: &Record) {
 /// What a request is answered with that asks for a value.
 #[derive(Debug)]
 pub enum Served {
-    /// The bytes, a part of them, or the word that they have not changed.
+    /// The bytes, or a part of them.
     Answer(Response<Body>),
-    /// It asks for a part that lies beyond the value's end. To be worded by the dialect.
-    BeyondEnd(HeaderValue),
+    /// It asks for a part that lies beyond the value's end. To be worded by the dialect, with these headers.
+    BeyondEnd(HeaderMap),
 }
 
 /// Serves a value as a request asks for it.
@@ -110,38 +113,29 @@ pub fn serve(
     let headers = request.headers();
     let value = record.as_value().map(Value::to_bytes).unwrap_or_default();
     let mut response = Response::new(Body::empty());
-    if is_known(headers, &etag) {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-    } else {
-        add_type(response.headers_mut(), record);
-        response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        let bytes = match part_asked(request.method(), headers, &etag, value.len()) {
-            Part::All => value,
-            Part::Of(range) => {
-                let (first, last, len) = (range.start, range.end - 1, value.len());
-                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-                let content_range = ascii_header(format!("bytes {first}-{last}/{len}"));
-                response.headers_mut().insert(CONTENT_RANGE, content_range);
-                value.slice(range)
-            }
-            Part::None => return Ok(Served::BeyondEnd(ascii_header(format!("bytes */{}", value.len())))),
-        };
-        *response.body_mut() = Body::whole(answer::reserved(&door.api.shared.budget, bytes)?);
-    }
+    add_type(response.headers_mut(), record);
+    response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    let bytes = match part_asked(request.method(), headers, &etag, value.len()) {
+        Part::All => value,
+        Part::Of(range) => {
+            let (first, last, len) = (range.start, range.end - 1, value.len());
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            let content_range = ascii_header(format!("bytes {first}-{last}/{len}"));
+            response.headers_mut().insert(CONTENT_RANGE, content_range);
+            value.slice(range)
+        }
+        Part::None => {
+            let content_range = ascii_header(format!("bytes */{}", value.len()));
+            let timestamp = timestamp_header(record.timestamp());
+            let headers = [(CONTENT_RANGE, content_range), (ETAG, etag), (X_KV_TIMESTAMP, timestamp)];
+            return Ok(Served::BeyondEnd(headers.into_iter().collect()));
+        }
+    };
+    *response.body_mut() = Body::whole(answer::reserved(&door.api.shared.budget, bytes)?);
     response.headers_mut().insert(ETAG, etag);
     response.headers_mut().insert(X_KV_TIMESTAMP, timestamp_header(record.timestamp()));
     answer::expires(response.headers_mut(), record.expires_at());
     Ok(Served::Answer(response))
-}
-
-/// Whether `If-None-Match` names the value. Weak names count (RFC 9110, section 13.1.2).
-pub fn is_known(headers: &HeaderMap, etag: &HeaderValue) -> bool {
-    let names =
-        headers.get_all(IF_NONE_MATCH).iter().flat_map(|value| value.as_bytes().split(|c| *c == b','));
-    names.map(<[u8]>::trim_ascii).any(|name| {
-        let name = name.strip_prefix(b"W/").unwrap_or(name);
-        name == b"*" || name == etag.as_bytes()
-    })
 }
 
 /// Which of a value's bytes a request asks for.
@@ -153,9 +147,11 @@ enum Part {
 }
 
 fn part_asked(method: &Method, headers: &HeaderMap, etag: &HeaderValue, len: usize) -> Part {
-    let is_current = headers.get(IF_RANGE).is_none_or(|name| name == etag);
-    match headers.get(RANGE).and_then(|range| range.to_str().ok()) {
-        Some(range) if method == Method::GET && is_current => parse_range(range, len),
+    let mut ranges = headers.get_all(RANGE).iter();
+    match (ranges.next().and_then(|range| range.to_str().ok()), ranges.next()) {
+        (Some(range), None) if method == Method::GET && conditions::is_range_of(headers, etag) => {
+            parse_range(range, len)
+        }
         _ => Part::All,
     }
 }

@@ -24,6 +24,7 @@ use crate::http::answer::{self, X_KV_LOSSY, X_NEXT_CURSOR, ascii_header};
 use crate::http::api::Door;
 use crate::http::body::{Body, CutShort, Reservation};
 use crate::http::query::Query;
+use crate::http::router::Route;
 use crate::http::status::Fault;
 use crate::replication::{Coordinator, ReadError, ScanOptions, ValuePage};
 use crate::types::KeyRange;
@@ -87,7 +88,7 @@ impl Shape {
 /// `GET /scan`.
 pub async fn scan(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
     let coordinator = door.api.coordinator()?;
-    let query = Query::parse(request.uri().query())?;
+    let query = Route::Scan.query(request.uri())?;
     let listing = Listing {
         range: range(&query)?,
         read_quorum: item::quorums(coordinator, &query)?.read.read_quorum,

@@ -72,7 +72,7 @@ struct PutBody<'a> {
 
 /// `PUT /kv/{key}` `{"value":…}`.
 pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, &request)?;
+    let (coordinator, options) = begin(door, Route::VikdbPut, &request)?;
     let key = key_in_path(Route::VikdbPut, request.uri().path())?;
     let shared = &door.api.shared;
     let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
@@ -85,7 +85,7 @@ pub async fn put(door: &Door, request: Request<Incoming>) -> Result<Response<Bod
 
 /// `GET /kv/{key}`.
 pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, request)?;
+    let (coordinator, options) = begin(door, Route::VikdbGet, request)?;
     let key = key_in_path(Route::VikdbGet, request.uri().path())?;
     match coordinator.get(key, options.read).await? {
         Some(record @ Record::Value { .. }) => {
@@ -103,7 +103,7 @@ pub async fn get(door: &Door, request: &Request<Incoming>) -> Result<Response<Bo
 
 /// `DELETE /kv/{key}`.
 pub async fn delete(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, request)?;
+    let (coordinator, options) = begin(door, Route::VikdbDelete, request)?;
     let key = key_in_path(Route::VikdbDelete, request.uri().path())?;
     let receipt = coordinator.delete(key, options.of_delete()?).await?;
     Ok(answer::of_write(done("key deleted successfully"), &receipt))
@@ -120,7 +120,7 @@ struct RangeBody<'a> {
 /// `GET /kv/range?start&end` and `POST /kv/range` `{"start_key","end_key"}`: from `start` to before `end`, or to the last
 /// key when there is no end.
 pub async fn range(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (_, options) = begin(door, &request)?;
+    let (_, options) = begin(door, Route::VikdbRange, &request)?;
     let uri = request.uri().clone();
     let in_body = request.method() == Method::POST;
     let start_name = if in_body { "start_key" } else { "start" };
@@ -160,7 +160,7 @@ struct BatchBody<'a> {
 
 /// `POST /kv/batch` `{"keys":[…],"values":[…]}`.
 pub async fn batch(door: &Door, request: Request<Incoming>) -> Result<Response<Body>, Fault> {
-    let (coordinator, options) = begin(door, &request)?;
+    let (coordinator, options) = begin(door, Route::VikdbBatch, &request)?;
     let shared = &door.api.shared;
     let body = body::read(request.into_body(), shared.limits.body, &shared.budget).await?;
     let items = items(&body.bytes, options.ttl, shared.limits.value_size_max)?;

@@ -18,6 +18,8 @@ use super::status::Fault;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head {
     hosts: u8,
+    /// `Host` has bytes that no host has.
+    bad_host: bool,
     lengths: bool,
     transfer_codings: bool,
     content_codings: bool,
@@ -32,9 +34,12 @@ impl Head {
     /// Walks over the fields.
     pub fn of(headers: &HeaderMap) -> Self {
         let mut head = Self::default();
-        for name in headers.iter().map(|(name, _)| name.as_str()) {
-            match name {
-                "host" => head.hosts = head.hosts.saturating_add(1),
+        for (name, value) in headers {
+            match name.as_str() {
+                "host" => {
+                    head.hosts = head.hosts.saturating_add(1);
+                    head.bad_host |= !value.as_bytes().iter().all(is_of_host);
+                }
                 "content-length" => head.lengths = true,
                 "transfer-encoding" => head.transfer_codings = true,
                 "content-encoding" => head.content_codings = true,
@@ -60,6 +65,9 @@ impl Head {
             0 if request.version() == Version::HTTP_10 => {}
             0 => return Err(Fault::BadRequest("the Host header is missing".to_owned())),
             _ => return Err(Fault::BadRequest("more than one Host header".to_owned())),
+        }
+        if self.bad_host {
+            return Err(Fault::BadRequest("the Host header names no host".to_owned()));
         }
         if !self.transfer_codings {
             return Ok(());
@@ -103,6 +111,12 @@ impl Head {
         }
         Ok(())
     }
+}
+
+/// Whether a host and its port may have this byte (RFC 3986, section 3.2.2). A comma may stand in one, too, but then a proxy
+/// has rather joined two fields.
+fn is_of_host(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._:[]~%!$&'()*+;=".contains(byte)
 }
 
 /// The codings that all lines of a field list.

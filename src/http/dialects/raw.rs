@@ -49,9 +49,11 @@ pub async fn value_of(door: &Door, request: Request<Incoming>) -> Result<(Value,
 
 /// The type that a request gives its body.
 fn content_type_of(headers: &HeaderMap) -> Result<Option<ContentType>, Fault> {
-    match headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) {
-        None | Some(b"") => Ok(None),
-        Some(text) => content_type(text, "Content-Type"),
+    let mut types = headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
+    match (types.next(), types.next()) {
+        (_, Some(_)) => Err(Fault::BadRequest("more than one Content-Type header".to_owned())),
+        (None | Some(b""), None) => Ok(None),
+        (Some(text), None) => content_type(text, "Content-Type"),
     }
 }
 
@@ -162,7 +164,8 @@ fn parse_range(range: &str, len: usize) -> Part {
         let is_number = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
         is_number.then(|| text.parse::<usize>().unwrap_or(usize::MAX)) // beyond any value is beyond any value
     };
-    let bounds = range.strip_prefix("bytes=").and_then(|bounds| bounds.trim().split_once('-'));
+    let unit_and_bounds = range.split_once('=').filter(|(unit, _)| unit.eq_ignore_ascii_case("bytes"));
+    let bounds = unit_and_bounds.and_then(|(_, bounds)| bounds.trim().split_once('-'));
     let Some((first, last)) = bounds else { return Part::All };
     let range = match (number(first), number(last)) {
         (Some(first), Some(last)) if first <= last => first..last.saturating_add(1).min(len),
@@ -195,6 +198,7 @@ mod tests {
             ("bytes=0-3", Part::Of(0..4)),
             ("bytes=4-", Part::Of(4..10)),
             ("bytes=-3", Part::Of(7..10)),
+            ("Bytes=0-3", Part::Of(0..4)), // names of units have no case (RFC 9110, section 14.1)
             ("bytes=-99", Part::Of(0..10)),
             ("bytes=8-99999999999999999999999", Part::Of(8..10)),
             ("bytes=10-", Part::None),

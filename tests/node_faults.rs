@@ -6,9 +6,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Ring, until};
-use kvstore::env::{Env, Pool, Vfs as _};
-use kvstore::node::{StartError, recover_drop_damaged};
+use common::{Ring, key_of, until};
+use kvstore::env::vfs::remove_tree;
+use kvstore::env::vfs_fault::Verdict;
+use kvstore::env::{Env, FaultVfs, Pool, Vfs as _};
+use kvstore::node::{Node, StartError, recover_drop_damaged};
+use kvstore::replication::WriteOptions;
+use kvstore::types::Value;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -405,4 +409,57 @@ async fn a_scan_merges_what_two_of_three_nodes_hold_page_by_page() {
     ring.start(2).unwrap();
     ring.until_voting(2, SECOND).await;
     assert_eq!(ring.scan(2, 50).await, expected, "tombstones of the others hide what node 2 still holds");
+}
+
+/// What readiness says of a node's disk.
+fn disk_problem(ring: &Ring, node: usize) -> Option<String> {
+    let checks = ring.at(node).readiness();
+    checks.into_iter().find(|check| check.name == "disk").expect("the disk is checked").problem
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_starts_on_a_disk_without_a_free_block_says_so_and_goes_on_by_itself() {
+    let mut ring = Ring::new(1);
+    ring.start(0).unwrap();
+    ring.put(0, "k", "v").await;
+    ring.crash(0).await;
+    ring.disks[0].set_capacity(Some(0));
+    ring.start(0).unwrap();
+    assert_eq!(ring.get(0, "k").await.as_deref(), Some("v"));
+    let problem = disk_problem(&ring, 0).expect("nobody has written yet, and it is known");
+    assert!(problem.contains("out of space"), "{problem}");
+    let refused = ring.at(0).put(key_of("k"), Value::new("new"), WriteOptions::default()).await;
+    assert!(refused.is_err());
+    ring.disks[0].set_capacity(None);
+    until(10 * SECOND, "the disk is well", || disk_problem(&ring, 0).is_none()).await;
+    ring.put(0, "k", "new").await;
+    assert_eq!(ring.get(0, "k").await.as_deref(), Some("new"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_is_gone_under_a_node_is_told_by_its_readiness_without_a_write() {
+    let mut ring = Ring::new(1);
+    ring.start(0).unwrap();
+    ring.put(0, "k", "v").await;
+    assert_eq!(disk_problem(&ring, 0), None);
+    remove_tree(&ring.disks[0], &ring.configs[0].dir.join("data")).unwrap();
+    until(3 * SECOND, "it is told", || disk_problem(&ring, 0).is_some()).await;
+    let problem = disk_problem(&ring, 0).unwrap();
+    assert!(problem.contains("cannot be used"), "{problem}");
+}
+
+/// The clock of this test runs ahead while nothing but the disk is waited for, so the bound costs no time.
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_though_the_disk_hangs() {
+    let ring = Ring::new(1);
+    let faults = FaultVfs::new(ring.env(0).fs);
+    let env = Env { fs: std::sync::Arc::new(faults.clone()), pool: Pool::threads(), ..ring.env(0) };
+    let node = Node::start(ring.configs[0].clone(), env, ring.transport(0)).unwrap();
+    let (let_go, hangs) = std::sync::mpsc::channel::<()>();
+    faults.set_rule(move |_| {
+        let _ = hangs.recv(); // until the other end is gone
+        Verdict::Pass
+    });
+    node.stop().await;
+    drop(let_go);
 }

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::env::vfs::is_no_space;
+
 /// Why the storage engine could not do what it was asked. Cheap to clone: a group of writers shares one.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -95,9 +97,7 @@ impl Error {
     pub fn is_no_space(&self) -> bool {
         match self {
             Self::NoSpace { .. } => true,
-            Self::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Io { source, .. } => is_no_space(source),
             _ => false,
         }
     }

@@ -10,6 +10,9 @@
 //! disk can always be emptied by deleting. That work takes its space for a while and gives it back: meanwhile deletes are
 //! bounded by their own bytes, which is all that they take from it. Pure.
 
+/// Below this part of a memtable's size nothing is taken: not even the work that makes room can begin.
+const FLOOR_PART: u64 = 16;
+
 /// What decides how much space is needed. Bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
@@ -49,7 +52,9 @@ impl Demand {
     pub fn room(&self, free: u64, deletes: u64) -> Room {
         if free >= self.for_values() {
             Room::Plenty
-        } else if free >= self.for_deletes() || deletes < self.memtable_size {
+        } else if free >= self.for_deletes()
+            || (deletes < self.memtable_size && free >= self.memtable_size / FLOOR_PART)
+        {
             Room::DeletesOnly
         } else {
             Room::Nothing
@@ -63,15 +68,16 @@ mod tests {
 
     #[test]
     fn deletes_are_taken_longer_than_values_by_a_memtable() {
-        let demand = Demand { memtable_size: 10, log_step: 2, in_memory: 1, in_l0: 40 };
-        assert_eq!((demand.for_values(), demand.for_deletes()), (63, 53));
-        let room = |free| demand.room(free, 10);
+        let demand = Demand { memtable_size: 16, log_step: 2, in_memory: 1, in_l0: 40 };
+        assert_eq!((demand.for_values(), demand.for_deletes()), (75, 59));
+        let room = |free| demand.room(free, 16);
         assert_eq!(
-            [63, 62, 53, 52].map(room),
+            [75, 74, 59, 58].map(room),
             [Room::Plenty, Room::DeletesOnly, Room::DeletesOnly, Room::Nothing]
         );
-        assert_eq!((demand.room(0, 9), demand.room(0, 10)), (Room::DeletesOnly, Room::Nothing));
+        assert_eq!((demand.room(1, 15), demand.room(1, 16)), (Room::DeletesOnly, Room::Nothing));
+        assert_eq!(demand.room(0, 0), Room::Nothing);
         let empty = Demand { in_memory: 0, in_l0: 0, ..demand };
-        assert_eq!(empty.for_deletes(), 22, "a table of level 1 is rewritten too");
+        assert_eq!(empty.for_deletes(), 34, "a table of level 1 is rewritten too");
     }
 }

@@ -77,6 +77,11 @@ pub trait VfsFile: Send + Sync + fmt::Debug {
 /// A lock held; dropping it lets go.
 pub trait VfsLock: Send + Sync + fmt::Debug {}
 
+/// Whether the disk, or what this user may take of it, is full.
+pub fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Replaces a small file atomically and durably: a temporary name, a sync, a rename, a sync of the directory.
 pub fn replace_file(fs: &dyn Vfs, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;

@@ -8,7 +8,7 @@ use super::{StartError, engine_options, part};
 use crate::cluster::Ring;
 use crate::config::Config;
 use crate::engine::{self, Engine};
-use crate::env::{Env, Mistake, VfsLock};
+use crate::env::{Env, Mistake, VfsLock, vfs};
 use crate::hlc::{ClockKeeper, Hlc, keeper};
 use crate::replication::Standing;
 use crate::replication::identity::{self, Founding, Identity, IdentityFile};
@@ -41,13 +41,21 @@ pub(super) fn open(config: &Config, env: &Env, own: &NodeId, ring: &Ring) -> Res
     {
         return Err(StartError::OtherCluster { dir: dir.clone(), difference });
     }
+    let is_new = found.is_none();
     let mut identity = found.unwrap_or_else(|| Identity::new(new_uuid(env), founding));
     let clock = open_clock(config, env, replicated, &mut identity)?;
     identity.boot += 1;
     if env.planted.has(Mistake::EmptyDiskVotes) && identity.boot == 1 {
         (identity.standing, identity.has_voted) = (Standing::Voting, true);
     }
-    save(env, dir, &identity)?;
+    match identity.write(env, &part(dir, IDENTITY)) {
+        Ok(()) => {}
+        // What is there can be read all the same; the start is counted with the next change that finds space.
+        Err(error) if !is_new && vfs::is_no_space(&error) => {
+            tracing::error!(%error, "no space to write IDENTITY: the node starts without counting this start");
+        }
+        Err(source) => return Err(io_error("writing IDENTITY", dir, source)),
+    }
     let (engine, newest) = open_engine(config, env, ring, clock.hlc(), &mut identity)?;
     if !replicated && identity.standing != Standing::Voting {
         // There is nobody to read from: what this disk has is all there is.

@@ -255,7 +255,10 @@ impl FactsKeeper {
                 std::mem::take(&mut state.unsaved)
             };
             if unsaved && self.inner.identity.update(|_| {}).await.is_err() {
-                return; // told in the log; peers will merely remember less
+                if self.inner.identity.has_failed() {
+                    return; // told in the log; peers will merely remember less
+                }
+                self.inner.state.lock().unsaved = true; // the disk is full: tried again with the next round
             }
             if stopping {
                 return;

@@ -354,7 +354,8 @@ impl Inner {
         let identity = self.identity.lock().clone();
         identity.write(&self.env, &self.path).map_err(|error| {
             tracing::error!(%error, path = %self.path.display(), "identity not written");
-            self.failed.store(true, Ordering::Relaxed);
+            // A full disk leaves the old one or the new one, and the next try writes all of it again.
+            self.failed.store(!vfs::is_no_space(&error), Ordering::Relaxed);
             NotSaved
         })
     }

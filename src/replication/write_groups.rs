@@ -1,7 +1,7 @@
 //! `WriteGroups`: the single writes of one turn of the runtime, written together.
 //!
 //! ```text
-//!  put a ─┐ same replicas, W and mode
+//!  put a ─┐ same replicas, W and mode, and all of them puts or all deletes
 //!  put b ─┼──> open group ──the turn is over, or it is full──> WriteOp: one message a replica, one frame of its log
 //!  put c ─┘        │
 //!  put d, other ──> open group ──> WriteOp
@@ -39,6 +39,8 @@ struct Common {
     replicas: ReplicaSetId,
     needed: usize,
     mode: QuorumMode,
+    /// Deletes are apart from values: a replica that is short of space takes those alone.
+    is_delete: bool,
 }
 
 /// Writes that will be one operation.
@@ -70,7 +72,8 @@ pub(super) async fn write(
     permit: InflightPermit,
 ) -> Answer {
     let (answer, receiver) = oneshot::channel();
-    let common = Common { replicas: shared.ring.replica_set(range), needed, mode };
+    let is_delete = item.1.is_tombstone();
+    let common = Common { replicas: shared.ring.replica_set(range), needed, mode, is_delete };
     let (begins, full) = {
         let mut open = shared.write_groups.open.lock();
         match open.get_mut(&common) {

@@ -186,6 +186,11 @@ impl Ring {
         }
     }
 
+    /// The network as one of them sees it.
+    pub fn transport(&self, node: usize) -> Arc<dyn Transport> {
+        Arc::new(Wire { network: self.network.clone(), from: self.names[node].clone() })
+    }
+
     /// Starts one.
     pub fn start(&mut self, node: usize) -> Result<(), StartError> {
         self.starts += 1;

@@ -169,6 +169,7 @@ impl Background {
             oldest_sealed: memory.sealed.last().map(|oldest| oldest.log_number()),
             flushing: self.flush_running,
             compacting: self.compaction_running,
+            cleaning: self.cleanup_running,
             flush_refused: self.ended.as_ref().or(self.flush_hold.error()),
             compaction_refused: self.ended.as_ref().or(closed).or(self.compaction_hold.error()),
         };

@@ -23,6 +23,8 @@ pub struct Activity<'a> {
     pub flushing: bool,
     /// A compaction is running.
     pub compacting: bool,
+    /// Something else is running.
+    pub cleaning: bool,
     /// Why no flush is begun.
     pub flush_refused: Option<&'a Error>,
     /// Why no compaction is begun.
@@ -94,7 +96,7 @@ impl Waiters {
         {
             ready.extend(self.compact.drain(..).map(|done| (done, Err(error.clone()))));
         }
-        if !activity.flushing && !activity.compacting {
+        if !activity.flushing && !activity.compacting && !activity.cleaning {
             ready.extend(self.stop.drain(..).map(|done| (done, Ok(()))));
         }
         ready
@@ -135,6 +137,7 @@ mod tests {
         oldest_sealed: Some(4),
         flushing: true,
         compacting: true,
+        cleaning: true,
         flush_refused: None,
         compaction_refused: None,
     };
@@ -165,8 +168,10 @@ mod tests {
         look(&mut waiters, Activity { flushing: false, oldest_sealed: Some(5), ..refused });
         assert_eq!(*log.lock(), [("old flush", true), ("new flush", false)]);
         look(&mut waiters, Activity { flushing: false, compacting: false, ..refused });
-        assert_eq!(log.lock()[2..], [("compact", false), ("stop", true)]);
-        look(&mut waiters, Activity { flushing: false, compacting: false, ..refused });
+        assert_eq!(log.lock()[2..], [("compact", false)], "something runs");
+        look(&mut waiters, Activity { flushing: false, compacting: false, cleaning: false, ..refused });
+        assert_eq!(log.lock()[3..], [("stop", true)]);
+        look(&mut waiters, Activity { flushing: false, compacting: false, cleaning: false, ..refused });
         assert_eq!(log.lock().len(), 4, "each is told once");
     }
 }

@@ -14,6 +14,11 @@ use parking_lot::Mutex;
 
 use super::{Pacer, Rng, Tasks};
 
+/// Threads for flushes and compactions. Such a job rests most of its time and keeps its thread meanwhile, so there is one for
+/// each that a node may run side by side: a flush and a compaction of its data, the same of its hints, and one for a checkpoint
+/// or for cleaning up.
+const BACKGROUND_THREADS: usize = 5;
+
 /// A piece of work.
 pub type Job = Box<dyn FnOnce() + Send>;
 
@@ -66,7 +71,7 @@ impl Pool {
                 commit: lane("kv-commit", 1),
                 aside: lane("kv-aside", 1),
                 read: lane("kv-read", 2),
-                background: lane("kv-background", 2),
+                background: lane("kv-background", BACKGROUND_THREADS),
             })),
         }
     }

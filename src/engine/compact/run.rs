@@ -16,8 +16,10 @@ use crate::engine::{Error, Options};
 use crate::env::Env;
 use crate::types::{KeyRange, Timestamp};
 
-/// Entries between two looks at whether to rest, or to stop.
+/// Entries between two looks at whether to rest, or to stop: some tens of microseconds.
 const STEP: u64 = 64;
+/// The same in bytes of values, where those are large.
+const STEP_BYTES: usize = 256 << 10;
 /// A table is ended early when it overlaps this many tables' worth of the level below its own, which bounds
 /// what its own compaction will have to rewrite.
 const GRANDPARENT_TABLES_MAX: u64 = 10;
@@ -97,12 +99,14 @@ impl Compactor<'_> {
         newest.seek_to_first()?;
         let mut open: Option<SstBuilder> = None;
         let mut seam = Seam::new(self.grandparents);
-        let mut seen = 0u64;
+        let (mut seen, mut seen_bytes) = (0u64, 0usize); // since the last look
         let mut pacer = self.env.pool.pacer();
         while let Some(entry) = newest.current() {
             let entry = self.aged(entry);
             seen += 1;
-            if seen.is_multiple_of(STEP) {
+            seen_bytes += entry.stored_len();
+            if seen >= STEP || seen_bytes >= STEP_BYTES {
+                (seen, seen_bytes) = (0, 0);
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(Error::Closed);
                 }

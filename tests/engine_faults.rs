@@ -51,9 +51,12 @@ async fn disk_with_log(batches: u64) -> (MemVfs, PathBuf) {
     (disk, Path::new(DIR).join(&logs[0]))
 }
 
-/// Where in the log a batch's value lies: the opening frame has 50 bytes, a batch's header 32.
+/// Where the first batch of a log begins: behind two opening frames of 4 KiB.
+const BATCHES_AT: u64 = 8192;
+
+/// Where in the log a batch's value lies: a batch's header has 32 bytes.
 fn in_batch(number: u64, len: u64) -> u64 {
-    50 + number * len + 60
+    BATCHES_AT + number * len + 60
 }
 
 /// The length of one batch's frame in these tests.
@@ -67,7 +70,7 @@ fn a_flipped_byte_in_a_synced_part_of_the_log_is_refused_and_dropped_only_on_req
         let machine = boot(disk);
         let error = machine.open(small()).unwrap_err();
         assert!(
-            matches!(&error, Error::Corruption { path, offset, .. } if *path == log && *offset == 50 + 2 * FRAME_LEN)
+            matches!(&error, Error::Corruption { path, offset, .. } if *path == log && *offset == BATCHES_AT + 2 * FRAME_LEN)
         );
 
         let options = Options { drop_damaged: true, ..small() };

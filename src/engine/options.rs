@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::wal::BATCHES_AT;
 use crate::types::{Expiry, Timestamp};
 
 /// Tells which values have expired so long ago that nobody can doubt it. The engine itself has no clock.
@@ -121,7 +122,7 @@ impl Options {
     /// At this size of its log a memtable is sealed, however small it is.
     pub(super) fn log_size_max(&self) -> u64 {
         let memtable_size = self.memtable_size as u64;
-        memtable_size + memtable_size / 4 + 4096
+        memtable_size + memtable_size / 4 + 4096 + BATCHES_AT as u64
     }
 
     /// By how much a log's file grows.

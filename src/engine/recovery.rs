@@ -154,9 +154,6 @@ impl Log {
                 format!("missing, though log {} follows it", self.number),
             ));
         }
-        if self.content.opening.is_none() && self.content.damage.is_empty() {
-            damage.push(Error::corruption(path, 0, "no opening frame where the log begins"));
-        }
         damage.extend(self.content.damage.iter().map(|d| Error::corruption(path, d.offset, &d.detail)));
         damage
     }

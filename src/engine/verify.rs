@@ -235,7 +235,7 @@ impl Verified {
             }
             let bytes = Bytes::from(read_file(&*env.fs, &path).unwrap_or_default());
             meter.read(bytes.len() as u64);
-            let log = LogFile::of(log.number, &bytes, log.content);
+            let log = LogFile::of(log.number, log.content);
             if log.is_torn && log.damage.is_empty() {
                 let end = log.end;
                 self.notes.push(format!(

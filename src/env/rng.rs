@@ -13,6 +13,8 @@ use rand_xoshiro::Xoshiro256PlusPlus;
 #[derive(Clone)]
 pub struct Rng {
     shared: Arc<Mutex<Xoshiro256PlusPlus>>,
+    /// Whether secrets come from the machine instead of the seed.
+    is_real: bool,
 }
 
 /// The hasher of every hash map whose keys come from outside: seeded, so that nobody can aim at one bucket.
@@ -27,18 +29,24 @@ impl fmt::Debug for Rng {
 impl Rng {
     /// The same seed draws the same numbers.
     pub fn from_seed(seed: u64) -> Self {
-        Self { shared: Arc::new(Mutex::new(Xoshiro256PlusPlus::seed_from_u64(seed))) }
+        Self { shared: Arc::new(Mutex::new(Xoshiro256PlusPlus::seed_from_u64(seed))), is_real: false }
     }
 
-    /// Seeded by the machine. Good enough for identities and jitter; secrets are not made of it.
+    /// Seeded by the machine. Good enough for identities and jitter; secrets come from [`Rng::secret_u64`].
     pub fn from_entropy() -> Self {
-        Self::from_seed(rand::random())
+        Self { is_real: true, ..Self::from_seed(rand::random()) }
     }
 
     /// A generator of its own, seeded from this one.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self::from_seed(self.u64())
+        Self { is_real: self.is_real, ..Self::from_seed(self.u64()) }
+    }
+
+    /// 64 bits that cannot be computed from other numbers drawn here: from the operating system's generator, or, in a
+    /// simulation, from the seed.
+    pub fn secret_u64(&self) -> u64 {
+        if self.is_real { rand::random() } else { self.u64() }
     }
 
     /// Any 64 bits.

@@ -7,6 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytes::Bytes;
+use kvstore::engine::files::LogFile;
 use kvstore::env::vfs::read_file;
 use kvstore::env::vfs_fault::{Op, Verdict};
 use kvstore::env::{MemVfs, Rng, Vfs as _};
@@ -426,27 +428,7 @@ fn newest_log(disk: &MemVfs) -> Option<(PathBuf, u64)> {
     });
     let (number, name) = logs.max()?;
     let path = dir.join(name);
-    let bytes = read_file(disk, &path).ok()?;
-    Some((path, synced_through(number, &bytes)))
-}
-
-/// The highest `synced through` of a log's frames, walked from its start (`docs/formats.md` draws them).
-fn synced_through(number: u64, bytes: &[u8]) -> u64 {
-    let u32_at =
-        |at: usize| bytes.get(at..at + 4).map(|b| u32::from_le_bytes(b.try_into().expect("4 bytes")));
-    let u64_at =
-        |at: usize| bytes.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes")));
-    let (mut at, mut synced) = (0, 0);
-    while let (Some(crc), Some(len)) = (u32_at(at), u32_at(at + 4)) {
-        let end = at + 32 + len as usize;
-        let is_frame = bytes.get(at + 4..end).is_some_and(|covered| crc32fast::hash(covered) == crc)
-            && u64_at(at + 8) == Some(number)
-            && u64_at(at + 16) == Some(at as u64);
-        if !is_frame {
-            break;
-        }
-        synced = synced.max(u64_at(at + 24).unwrap_or(0));
-        at = end;
-    }
-    synced
+    let bytes = Bytes::from(read_file(disk, &path).ok()?);
+    let synced = LogFile::read(number, &bytes, None).synced_through;
+    Some((path, synced))
 }

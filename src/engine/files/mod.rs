@@ -1,12 +1,14 @@
-//! The engine's files, one by one, for whoever checks or shows them: what they are is told by their bytes, not by their
-//! names, and what is damaged is read as far as it goes.
+//! The engine's files, one by one, for those who check or show them. Their names say what they are, or, where a file has
+//! another name, their bytes do. What is damaged is read as far as it goes.
 //!
 //! ```text
-//! last 8 bytes "kvsstabl"                          a table       table
-//! first 8 bytes "kvsmanif"                         a manifest    version::manifest
-//! a frame that names its log and its own offset    a log         log
-//! "MANIFEST-" at the start                         CURRENT
+//! NNNNNN.sst, else last 8 bytes "kvsstabl"             a table       table
+//! NNNNNN.log, else an opening frame at the start       a log         log
+//! first 8 bytes "kvsmanif"                             a manifest    version::manifest
+//! "MANIFEST-" at the start                             CURRENT
 //! ```
+//!
+//! The name comes first because the end of a log, and the beginning of a table, may hold bytes that a client chose.
 
 pub mod log;
 pub mod table;
@@ -17,10 +19,11 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 pub use super::version::manifest::ManifestFile;
+use super::version::set::table_number;
 pub use log::LogFile;
 pub use table::TableFile;
 
-use super::Error;
+use super::{Error, wal};
 use crate::env::Env;
 use crate::env::vfs::read_file;
 
@@ -71,13 +74,16 @@ pub enum EngineFile {
 }
 
 impl EngineFile {
-    /// Opens a file as what its bytes say it is; `None` when they are those of no file of an engine. Blocks.
+    /// Opens a file as what its name or its bytes say it is; `None` if that is no file of an engine. Blocks.
     ///
     /// # Errors
     /// `Io`. Damage is no error here: it is told in what is returned.
     pub fn open(env: &Env, path: &Path) -> Result<Option<Self>, Error> {
-        if let Some(table) = TableFile::open(&env.fs, path)?
-            && table.has_magic()
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let named_log = wal::parse_file_name(name);
+        if named_log.is_none()
+            && let Some(table) = TableFile::open(&env.fs, path)?
+            && (table.has_magic() || table_number(name).is_some())
         {
             return Ok(Some(Self::Table(Box::new(table))));
         }
@@ -88,6 +94,8 @@ impl EngineFile {
         if bytes.starts_with(b"MANIFEST-") {
             return Ok(Some(Self::Current(String::from_utf8_lossy(&bytes).into_owned())));
         }
-        Ok(LogFile::number_in(&bytes).map(|number| Self::Log(LogFile::read(number, &bytes, None))))
+        Ok(LogFile::number_in(&bytes)
+            .or(named_log)
+            .map(|number| Self::Log(LogFile::read(number, &bytes, None))))
     }
 }

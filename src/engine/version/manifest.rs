@@ -3,9 +3,12 @@
 //! ```text
 //! CURRENT           "MANIFEST-000005 1a2b3c4d\n"        name, then the CRC-32 of the name in hex
 //! MANIFEST-000005   header │ frame: all tables │ frame: an edit │ …
-//! header            magic u64 │ format version u32 │ number u64 │ CRC-32 u32
-//! frame             length u32 │ CRC-32 u32 │ edit        the CRC covers number, offset and edit
+//! header            magic u64 │ format version u32 │ number u64 │ salt u64 │ CRC-32 u32
+//! frame             length u32 │ CRC-32 u32 │ salt u64 │ edit      the CRC covers number, offset, salt and edit
 //! ```
+//!
+//! Edits hold keys, which clients choose, and opening searches what lies behind a bad frame for a whole one. The salt, 64
+//! random bits per manifest, keeps bytes of a key from being found there. Version 1 had none; it is still read.
 //!
 //! Every frame is synced before the next is written, and header and first frame before `CURRENT` names the file.
 //! So a bad frame with no good one behind it is a crash's torn tail and is cut, and any other is damage. A
@@ -21,14 +24,14 @@ use super::VersionEdit;
 use crate::engine::Error;
 use crate::env::vfs::read_file;
 use crate::env::{Env, Mistake, Vfs, VfsFile};
-use crate::util::coding::Reader;
+use crate::util::coding::{DecodeError, Reader};
 
 /// The first eight bytes of a manifest.
 const MAGIC: u64 = u64::from_le_bytes(*b"kvsmanif");
-/// What this version writes and reads.
-const FORMAT_VERSION: u32 = 1;
-const HEADER_LEN: usize = 24;
-const FRAME_HEAD_LEN: usize = 8;
+/// What this version writes.
+const FORMAT_VERSION: u32 = 2;
+/// Read, and not written any more: without a salt.
+const FORMAT_VERSION_UNSALTED: u32 = 1;
 const CURRENT: &str = "CURRENT";
 const PREFIX: &str = "MANIFEST-";
 
@@ -47,8 +50,59 @@ pub fn manifest_number(name: &str) -> Option<u64> {
 pub struct ManifestWriter {
     file: Arc<dyn VfsFile>,
     path: PathBuf,
-    number: u64,
+    form: Form,
     len: u64,
+}
+
+/// What distinguishes the frames of one manifest from all other bytes.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    number: u64,
+    /// Absent in version 1.
+    salt: Option<u64>,
+}
+
+impl Form {
+    fn header_len(self) -> usize {
+        if self.salt.is_some() { 32 } else { 24 }
+    }
+
+    fn frame_head_len(self) -> usize {
+        if self.salt.is_some() { 16 } else { 8 }
+    }
+
+    fn frame_crc(self, offset: u64, body: &[u8]) -> u32 {
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&self.number.to_le_bytes());
+        crc.update(&offset.to_le_bytes());
+        if let Some(salt) = self.salt {
+            crc.update(&salt.to_le_bytes());
+        }
+        crc.update(body);
+        crc.finalize()
+    }
+
+    fn put_frame(self, out: &mut Vec<u8>, offset: u64, edit: &VersionEdit) {
+        let mut body = Vec::new();
+        edit.encode(&mut body);
+        out.put_u32_le(body.len() as u32);
+        out.put_u32_le(self.frame_crc(offset, &body));
+        if let Some(salt) = self.salt {
+            out.put_u64_le(salt);
+        }
+        out.extend_from_slice(&body);
+    }
+
+    /// The body of the frame at `offset`, if salt and checksum are right.
+    fn frame_at(self, bytes: &[u8], offset: usize) -> Option<&[u8]> {
+        let mut reader = Reader::new(bytes.get(offset..)?);
+        let (len, crc) = (reader.u32().ok()?, reader.u32().ok()?);
+        if self.salt.is_some_and(|salt| reader.u64() != Ok(salt)) {
+            return None;
+        }
+        let body = reader.take(len as usize).ok()?;
+        (!body.is_empty() && self.frame_crc(offset as u64, body) == crc).then_some(body)
+    }
 }
 
 impl ManifestWriter {
@@ -56,14 +110,17 @@ impl ManifestWriter {
     pub fn create(env: &Env, dir: &Path, number: u64, snapshot: &VersionEdit) -> Result<Self, Error> {
         let path = manifest_path(dir, number);
         let file = env.fs.create(&path).map_err(|error| Error::io("create", &path, error))?;
+        let salt = env.rng.secret_u64();
+        let form = Form { number, salt: Some(salt) };
         let mut bytes = Vec::new();
         bytes.put_u64_le(MAGIC);
         bytes.put_u32_le(FORMAT_VERSION);
         bytes.put_u64_le(number);
+        bytes.put_u64_le(salt);
         let crc = crc32fast::hash(&bytes);
         bytes.put_u32_le(crc);
-        put_frame(&mut bytes, number, HEADER_LEN as u64, snapshot);
-        let mut writer = Self { file, path, number, len: 0 };
+        form.put_frame(&mut bytes, form.header_len() as u64, snapshot);
+        let mut writer = Self { file, path, form, len: 0 };
         writer.append_bytes(&bytes)?;
         sync_dir(env, dir)?;
         Ok(writer)
@@ -76,7 +133,7 @@ impl ManifestWriter {
     /// Otherwise whether it is durable is unknown: nothing may be appended any more.
     pub fn append(&mut self, edit: &VersionEdit) -> Result<(), Error> {
         let mut bytes = Vec::new();
-        put_frame(&mut bytes, self.number, self.len, edit);
+        self.form.put_frame(&mut bytes, self.len, edit);
         self.append_bytes(&bytes)
     }
 
@@ -99,32 +156,8 @@ impl ManifestWriter {
 
     /// Names the file.
     pub fn number(&self) -> u64 {
-        self.number
+        self.form.number
     }
-}
-
-fn put_frame(out: &mut Vec<u8>, number: u64, offset: u64, edit: &VersionEdit) {
-    let mut body = Vec::new();
-    edit.encode(&mut body);
-    out.put_u32_le(body.len() as u32);
-    out.put_u32_le(frame_crc(number, offset, &body));
-    out.extend_from_slice(&body);
-}
-
-fn frame_crc(number: u64, offset: u64, body: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&number.to_le_bytes());
-    crc.update(&offset.to_le_bytes());
-    crc.update(body);
-    crc.finalize()
-}
-
-/// The body of the frame at `offset`, if its checksum is right.
-fn frame_at(bytes: &[u8], number: u64, offset: usize) -> Option<&[u8]> {
-    let mut reader = Reader::new(bytes.get(offset..)?);
-    let (len, crc) = (reader.u32().ok()?, reader.u32().ok()?);
-    let body = reader.take(len as usize).ok()?;
-    (!body.is_empty() && frame_crc(number, offset as u64, body) == crc).then_some(body)
 }
 
 /// Reads the edits of manifest `number`, the first of which is its snapshot. A torn tail is left out.
@@ -166,14 +199,17 @@ impl ManifestFile {
         let own = bytes.get(12..20).map_or(0, |at| u64::from_le_bytes(at.try_into().expect("eight bytes")));
         let number = number.unwrap_or(own);
         let mut file = Self { number, ..Self::default() };
-        if let Err(detail) = check_header(bytes, number) {
-            file.damage = Some((0, detail.to_owned()));
-            return file;
-        }
-        let mut offset = HEADER_LEN;
+        let form = match read_header(bytes, number) {
+            Ok(form) => form,
+            Err(detail) => {
+                file.damage = Some((0, detail.to_owned()));
+                return file;
+            }
+        };
+        let mut offset = form.header_len();
         while offset < bytes.len() {
-            let Some(body) = frame_at(bytes, number, offset) else {
-                if (offset + 1..bytes.len()).any(|later| frame_at(bytes, number, later).is_some()) {
+            let Some(body) = form.frame_at(bytes, offset) else {
+                if (offset + 1..bytes.len()).any(|later| form.frame_at(bytes, later).is_some()) {
                     let detail = "a frame is damaged: a later one is whole".to_owned();
                     file.damage = Some((offset as u64, detail));
                 } else {
@@ -188,37 +224,36 @@ impl ManifestFile {
                     break;
                 }
             }
-            offset += FRAME_HEAD_LEN + body.len();
+            offset += form.frame_head_len() + body.len();
         }
         if file.edits.is_empty() && file.damage.is_none() {
-            file.damage = Some((HEADER_LEN as u64, "the first frame is damaged".to_owned()));
+            file.damage = Some((form.header_len() as u64, "the first frame is damaged".to_owned()));
         }
         file
     }
 }
 
-fn check_header(bytes: &[u8], number: u64) -> Result<(), &'static str> {
-    let header = bytes.first_chunk::<HEADER_LEN>().ok_or("the manifest has no header")?;
-    let mut reader = Reader::new(header);
-    let mut fields = || {
-        Ok::<_, crate::util::coding::DecodeError>((
-            reader.u64()?,
-            reader.u32()?,
-            reader.u64()?,
-            reader.u32()?,
-        ))
+fn read_header(bytes: &[u8], number: u64) -> Result<Form, &'static str> {
+    let mut reader = Reader::new(bytes);
+    let mut begin = || Ok::<_, DecodeError>((reader.u64()?, reader.u32()?, reader.u64()?));
+    let (magic, version, own_number) = begin().map_err(|_| "the manifest has no header")?;
+    if magic != MAGIC {
+        return Err("the file is not a manifest");
+    }
+    let salt = match version {
+        FORMAT_VERSION => Some(reader.u64().map_err(|_| "the manifest has no header")?),
+        FORMAT_VERSION_UNSALTED => None,
+        _ => return Err("the manifest is of a format that this version does not know"),
     };
-    let (magic, version, own_number, crc) = fields().map_err(|_| "the manifest has no header")?;
-    if crc != crc32fast::hash(&header[..HEADER_LEN - 4]) {
+    let form = Form { number: own_number, salt };
+    let crc = reader.u32().map_err(|_| "the manifest has no header")?;
+    if crc != crc32fast::hash(&bytes[..form.header_len() - 4]) {
         return Err("the header does not match its checksum");
     }
-    if magic != MAGIC || own_number != number {
-        return Err("the file is no manifest, or another one");
+    if own_number != number {
+        return Err("the file is another manifest");
     }
-    if version != FORMAT_VERSION {
-        return Err("the manifest is of a format that this version does not know");
-    }
-    Ok(())
+    Ok(form)
 }
 
 /// Makes manifest `number` the current one, atomically and durably.
@@ -277,6 +312,7 @@ mod tests {
     use crate::engine::sst::{Expiries, SstMeta};
     use crate::engine::version::Level;
     use crate::engine::version::edit::tests::any_edit;
+    use crate::env::Rng;
     use crate::env::vfs_mem::MemVfs;
     use crate::types::Timestamp;
     use bytes::Bytes;
@@ -288,6 +324,7 @@ mod tests {
 
     fn env() -> Env {
         let mut env = Env::real();
+        env.rng = Rng::from_seed(1);
         env.fs = Arc::new(MemVfs::new());
         env.fs.create_dir_all(dir()).unwrap();
         env
@@ -335,8 +372,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_bytes_of_a_manifest_are_those_of_format_version_1() {
+    fn golden_edits() -> [VersionEdit; 2] {
         let meta = SstMeta {
             number: 300,
             size: 70_000,
@@ -362,14 +398,57 @@ mod tests {
             added: vec![(l2, meta)],
             ..VersionEdit::default()
         };
-        let bytes = write(&env(), &[first, second]);
+        [first, second]
+    }
+
+    #[test]
+    fn the_bytes_of_a_manifest_are_those_of_format_version_2() {
+        let bytes = write(&env(), &golden_edits());
         let mut text = String::new();
         for line in bytes.chunks(16) {
             text.extend(line.iter().map(|byte| format!("{byte:02x}")));
             text.push('\n');
         }
-        let golden = include_str!("../../../tests/data/manifest_v1.hex");
+        let golden = include_str!("../../../tests/data/manifest_v2.hex");
         assert_eq!(text, golden, "a changed format needs a new version and keeps reading this one");
+    }
+
+    #[test]
+    fn a_manifest_of_format_version_1_is_read() {
+        let text: String = include_str!("../../../tests/data/manifest_v1.hex").split_whitespace().collect();
+        let bytes: Vec<u8> =
+            (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect();
+        let file = ManifestFile::parse(&bytes, Some(5));
+        assert_eq!((file.torn_at, file.damage), (None, None));
+        assert_eq!(file.edits.into_iter().map(|(_, edit)| edit).collect::<Vec<_>>(), golden_edits());
+    }
+
+    /// A client knows a manifest's number, and where in it an edit will be that holds its key. It does not know the salt.
+    #[test]
+    fn a_frame_within_a_key_is_not_found_behind_an_edit_that_a_crash_cut_short() {
+        let env = env();
+        let begun = write(&env, &golden_edits());
+        let edit = VersionEdit { log_number: Some(9), ..VersionEdit::default() };
+        let filler = b"more of the key".repeat(4);
+        // The key follows the heads of frame and edit, pointer tag, level, and its length in two bytes.
+        let key_at = begun.len() as u64 + 16 + 4;
+        for salt in [None, Some(0), Some(u64::MAX)] {
+            let mut key = Vec::new();
+            Form { number: 5, salt }.put_frame(&mut key, key_at, &edit);
+            key.extend_from_slice(&filler);
+            key.resize(200, b'x');
+            let holds_key = VersionEdit {
+                compact_pointers: vec![(Level::new(1).unwrap(), Bytes::from(key.clone()))],
+                ..VersionEdit::default()
+            };
+            let own = read_header(&begun, 5).unwrap();
+            let mut bytes = begun.clone();
+            own.put_frame(&mut bytes, begun.len() as u64, &holds_key);
+            assert_eq!(bytes[key_at as usize..][..key.len()], key[..], "the key is where its frame says");
+            bytes.truncate(bytes.len() - 5);
+            let file = ManifestFile::parse(&bytes, Some(5));
+            assert_eq!((file.torn_at, file.damage), (Some(begun.len() as u64), None), "salt {salt:?}");
+        }
     }
 
     #[test]

@@ -709,6 +709,7 @@ fn remove_leftovers(env: &Env, dir: &Path, names: &[String], manifest: u64, vers
     let known: BTreeSet<u64> = version.tables().map(|(_, table)| table.meta().number).collect();
     for name in names {
         let is_leftover = name.ends_with(".sst.tmp")
+            || name.ends_with(".tmp.log")
             || name == "CURRENT.tmp"
             || table_number(name).is_some_and(|number| !known.contains(&number))
             || manifest_number(name).is_some_and(|number| number != manifest);

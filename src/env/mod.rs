@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use mistake::{Mistake, Planted};
 pub use pacer::{Pacer, at_full_speed};
-pub use pool::{Lane, Pool};
+pub use pool::{Lane, Pool, SimulatedPace};
 pub use rng::Rng;
 pub use tasks::Tasks;
 pub use vfs::{Vfs, VfsFile, VfsLock};

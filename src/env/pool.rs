@@ -7,10 +7,12 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::{Pacer, Rng, Tasks};
 
@@ -44,7 +46,60 @@ pub struct Pool {
 #[derive(Clone)]
 enum Kind {
     Threads(Arc<Lanes>),
-    Simulated { tasks: Tasks, rng: Rng, delay_max: Duration },
+    Simulated { tasks: Tasks, rng: Rng, pace: SimulatedPace },
+}
+
+/// How fast the disk of a simulated machine is. A clone is the same setting.
+#[derive(Debug, Clone)]
+pub struct SimulatedPace {
+    inner: Arc<Pace>,
+}
+
+#[derive(Debug)]
+struct Pace {
+    /// Relaxed, like `hung`: a simulation runs on one thread.
+    delay_max_micros: AtomicU64,
+    hung: AtomicBool,
+    released: Notify,
+}
+
+impl SimulatedPace {
+    /// Every job waits up to `delay_max` before it runs.
+    pub fn new(delay_max: Duration) -> Self {
+        let pace = Pace {
+            delay_max_micros: AtomicU64::new(0),
+            hung: AtomicBool::new(false),
+            released: Notify::new(),
+        };
+        let pace = Self { inner: Arc::new(pace) };
+        pace.set_delay_max(delay_max);
+        pace
+    }
+
+    /// From now on every job waits up to `delay_max`.
+    pub fn set_delay_max(&self, delay_max: Duration) {
+        let micros = u64::try_from(delay_max.as_micros()).unwrap_or(u64::MAX);
+        self.inner.delay_max_micros.store(micros.max(1), Ordering::Relaxed);
+    }
+
+    /// From now on no job runs before [`SimulatedPace::release`].
+    pub fn hang(&self) {
+        self.inner.hung.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets jobs run again, those that were held up first.
+    pub fn release(&self) {
+        self.inner.hung.store(false, Ordering::Relaxed);
+        self.inner.released.notify_waiters();
+    }
+
+    async fn wait(&self, rng: &Rng) {
+        let micros = rng.below(0..self.inner.delay_max_micros.load(Ordering::Relaxed));
+        tokio::time::sleep(Duration::from_micros(micros)).await;
+        while self.inner.hung.load(Ordering::Relaxed) {
+            self.inner.released.notified().await;
+        }
+    }
 }
 
 struct Lanes {
@@ -78,7 +133,12 @@ impl Pool {
 
     /// Every job waits up to `delay_max` of virtual time and then runs in place, as one of `tasks`.
     pub fn simulated(tasks: Tasks, rng: Rng, delay_max: Duration) -> Self {
-        Self { kind: Kind::Simulated { tasks, rng, delay_max } }
+        Self::simulated_at(tasks, rng, SimulatedPace::new(delay_max))
+    }
+
+    /// The same at a pace that can be changed while it runs.
+    pub fn simulated_at(tasks: Tasks, rng: Rng, pace: SimulatedPace) -> Self {
+        Self { kind: Kind::Simulated { tasks, rng, pace } }
     }
 
     /// For a long job that is to use a share of its thread's time.
@@ -98,10 +158,10 @@ impl Pool {
                 };
                 lane.send(Box::new(job)).expect("a lane's threads outlive every handle to it");
             }
-            Kind::Simulated { tasks, rng, delay_max } => {
-                let micros = rng.below(0..u64::try_from(delay_max.as_micros()).unwrap_or(1).max(1));
+            Kind::Simulated { tasks, rng, pace } => {
+                let (rng, pace) = (rng.clone(), pace.clone());
                 tasks.spawn(async move {
-                    tokio::time::sleep(Duration::from_micros(micros)).await;
+                    pace.wait(&rng).await;
                     job();
                 });
             }

@@ -4,8 +4,10 @@
 //! directory   live names ──sync_dir──> durable names        a crash applies any subset of the unsynced
 //!             create, rename, link, remove wait in a list   operations, in order, to the durable names
 //! file        live blocks ──sync──> durable blocks          a crash keeps any subset of the unsynced 4 KiB
-//!             and length                    and length      blocks, each torn at any byte, and any length
-//!                                                           between that holds them
+//!             and length                    and length      blocks, each torn at any byte or to any subset of
+//!                                                           its sectors, and any length between that holds
+//!                                                           them; what is lost of a file that grew may hold
+//!                                                           bytes of files that were removed before
 //! ```
 //!
 //! It promises what `env::vfs` promises and not a bit more: a synced file whose name was not synced is lost, a
@@ -24,13 +26,19 @@ use std::io;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Rng;
 use super::vfs::{Vfs, VfsFile, VfsLock};
 
 /// What a crash keeps or loses at once, in bytes.
 pub const BLOCK_LEN: usize = 4096;
+
+/// What a disk writes whole: a torn block keeps any subset of its sectors.
+const SECTOR_LEN: usize = 512;
+
+/// Blocks of removed files that a crash may leave in files that grew.
+const STALE_MAX: usize = 16;
 
 /// What [`Vfs::free_space`] answers where no capacity is set.
 const UNBOUNDED: u64 = 1 << 40;
@@ -44,6 +52,8 @@ const ROOT: Ino = 0;
 #[derive(Clone)]
 pub struct MemVfs {
     state: Arc<Mutex<State>>,
+    /// The life whose path operations work; `None`: those of every life do.
+    life: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -56,6 +66,8 @@ struct State {
     /// How many crashes there were: handles of an earlier life are dead.
     life: u64,
     capacity: Option<u64>,
+    /// What removed files held.
+    stale: Vec<Block>,
 }
 
 #[derive(Clone)]
@@ -142,7 +154,40 @@ impl fmt::Debug for MemLock {
 impl MemVfs {
     /// An empty file system without a bound.
     pub fn new() -> Self {
-        Self { state: Arc::new(Mutex::new(State::new(None, 0))) }
+        Self { state: Arc::new(Mutex::new(State::new(None, 0))), life: None }
+    }
+
+    /// The file system as one run of a machine sees it: after the next crash every operation by this handle fails, so that
+    /// what an earlier life left behind cannot change the files of the next.
+    #[must_use]
+    pub fn boot(&self) -> Self {
+        let life = self.state.lock().life;
+        Self { state: self.state.clone(), life: Some(life) }
+    }
+
+    /// Puts the disk of another machine, or an earlier state of this one, in this one's place, as a crash at that moment
+    /// would have left it had everything reached the disk. Handles of before are dead, locks are free.
+    pub fn replace_by(&self, other: &Self) {
+        let copy = other.fork();
+        copy.crash_keep_all();
+        let mut state = self.state.lock();
+        let (capacity, life) = (state.capacity, state.life + 1);
+        *state = State { capacity, life, ..copy.state.lock().clone() };
+    }
+
+    /// How many handles of files are open.
+    pub fn open_handles(&self) -> usize {
+        let state = self.state.lock();
+        let handles = state.inodes.values().map(|inode| match inode {
+            Inode::File(file) => file.handles,
+            Inode::Dir(_) => 0,
+        });
+        handles.sum()
+    }
+
+    /// Bytes that files take.
+    pub fn used_space(&self) -> u64 {
+        self.state.lock().used()
     }
 
     /// Bounds the bytes that files may take together; `None` lifts the bound. What is there stays.
@@ -187,7 +232,7 @@ impl MemVfs {
                 file.handles = 0;
             }
         }
-        Self { state: Arc::new(Mutex::new(state)) }
+        Self { state: Arc::new(Mutex::new(state)), life: None }
     }
 
     /// Rot: inverts the bits of a byte, in the file and on the disk below it alike.
@@ -226,6 +271,7 @@ impl State {
             locks: BTreeSet::new(),
             life,
             capacity,
+            stale: Vec::new(),
         }
     }
 
@@ -292,6 +338,7 @@ impl State {
         if self.dir(dir)?.live.contains_key(&name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        self.reserve_name()?;
         let ino = self.add(Inode::File(File::default()));
         self.change(vec![(dir, name, Some(ino))]);
         Ok(ino)
@@ -336,10 +383,18 @@ impl State {
         }
         let waiting = self.unsynced.iter().flat_map(|operation| &operation.changes);
         reachable.extend(waiting.filter_map(|(_, _, target)| *target));
+        let stale = &mut self.stale;
         self.inodes.retain(|ino, inode| match inode {
-            Inode::File(file) => file.handles > 0 || reachable.contains(ino),
+            Inode::File(file) => {
+                let stays = file.handles > 0 || reachable.contains(ino);
+                if !stays {
+                    stale.extend(file.durable.blocks.values().take(STALE_MAX).cloned());
+                }
+                stays
+            }
             Inode::Dir(_) => reachable.contains(ino),
         });
+        self.stale.drain(..self.stale.len().saturating_sub(STALE_MAX));
     }
 
     fn crash(&mut self, fate: &Fate<'_>) {
@@ -351,7 +406,7 @@ impl State {
         for inode in self.inodes.values_mut() {
             match inode {
                 Inode::Dir(dir) => dir.live = dir.durable.clone(),
-                Inode::File(file) => file.crash(fate),
+                Inode::File(file) => file.crash(fate, &self.stale),
             }
         }
         self.collect();
@@ -376,6 +431,14 @@ impl State {
 
     fn free(&self) -> u64 {
         self.capacity.map_or(UNBOUNDED, |capacity| capacity.saturating_sub(self.used()))
+    }
+
+    /// Checks that there is room for one more name.
+    fn reserve_name(&self) -> io::Result<()> {
+        if self.free() < BLOCK_LEN as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
     }
 
     /// Checks that a file may become `len` bytes long.
@@ -410,27 +473,45 @@ impl File {
         self.durable.len = self.live.len;
     }
 
-    fn crash(&mut self, fate: &Fate<'_>) {
+    fn crash(&mut self, fate: &Fate<'_>, stale: &[Block]) {
         self.handles = 0;
         match fate {
             Fate::KeepAll => self.sync(),
             Fate::LoseAll => {}
-            Fate::Any { rng, blocks, torn, .. } => self.keep_some(rng, *blocks, *torn),
+            Fate::Any { rng, blocks, torn, .. } => self.keep_some(rng, *blocks, *torn, stale),
         }
         self.dirty.clear();
         self.live = self.durable.clone();
     }
 
-    fn keep_some(&mut self, rng: &Rng, keep: f64, torn: f64) {
+    fn keep_some(&mut self, rng: &Rng, keep: f64, torn: f64, stale: &[Block]) {
         let mut len_min = self.durable.len;
+        let was_len = self.durable.len;
         for index in std::mem::take(&mut self.dirty) {
+            let begin = index * BLOCK_LEN as u64;
+            if begin >= was_len && !stale.is_empty() && rng.chance(0.25) {
+                let block = &stale[rng.below(0..stale.len() as u64) as usize];
+                self.durable.blocks.insert(index, block.clone()); // what lay there before the file grew
+            }
             if !rng.chance(keep) {
                 continue;
             }
             let Some(new) = self.live.blocks.get(&index) else { continue };
-            let cut = if rng.chance(torn) { rng.below(0..BLOCK_LEN as u64 + 1) as usize } else { BLOCK_LEN };
-            self.durable.block_mut(index)[..cut].copy_from_slice(&new[..cut]);
-            len_min = len_min.max((index * BLOCK_LEN as u64 + cut as u64).min(self.live.len));
+            let block = self.durable.block_mut(index);
+            let mut kept = 0;
+            if !rng.chance(torn) {
+                kept = BLOCK_LEN;
+                block.copy_from_slice(&new[..]);
+            } else if rng.chance(0.5) {
+                kept = rng.below(0..BLOCK_LEN as u64 + 1) as usize;
+                block[..kept].copy_from_slice(&new[..kept]);
+            } else {
+                for sector in (0..BLOCK_LEN).step_by(SECTOR_LEN).filter(|_| rng.chance(0.5)) {
+                    kept = sector + SECTOR_LEN;
+                    block[sector..kept].copy_from_slice(&new[sector..kept]);
+                }
+            }
+            len_min = len_min.max((begin + kept as u64).min(self.live.len));
         }
         self.durable.len = match rng.below(0..3) {
             0 => len_min,
@@ -495,6 +576,15 @@ fn names_of(path: &Path) -> io::Result<Vec<String>> {
 }
 
 impl MemVfs {
+    /// The state, for an operation by path.
+    fn enter(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.state.lock();
+        if self.life.is_some_and(|life| life != state.life) {
+            return Err(io::Error::other("the machine crashed after this file system was mounted"));
+        }
+        Ok(state)
+    }
+
     fn handle(&self, state: &mut State, ino: Ino, writable: bool) -> io::Result<Arc<dyn VfsFile>> {
         state.file_mut(ino)?.handles += 1;
         Ok(Arc::new(MemFile { state: self.state.clone(), ino, life: state.life, writable }))
@@ -503,31 +593,32 @@ impl MemVfs {
 
 impl Vfs for MemVfs {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
-        let mut state = self.state.lock();
+        let mut state = self.enter()?;
         let ino = state.create(path)?;
         self.handle(&mut state, ino, true)
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
-        let mut state = self.state.lock();
+        let mut state = self.enter()?;
         let ino = state.find(path)?;
         self.handle(&mut state, ino, false)
     }
 
     fn open_write(&self, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
-        let mut state = self.state.lock();
+        let mut state = self.enter()?;
         let ino = state.find(path)?;
         self.handle(&mut state, ino, true)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.enter()?;
         let ino = state.find(from)?;
         let (from_dir, from_name) = state.find_parent(from)?;
         let (to_dir, to_name) = state.find_parent(to)?;
         match state.dir(to_dir)?.live.get(&to_name) {
             Some(target) if *target == ino => return Ok(()),
             Some(target) => drop(state.file(*target)?), // nothing is renamed over a directory
+            None if from_dir != to_dir => state.reserve_name()?,
             None => {}
         }
         state.change(vec![(from_dir, from_name, None), (to_dir, to_name, Some(ino))]);
@@ -535,19 +626,20 @@ impl Vfs for MemVfs {
     }
 
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.enter()?;
         let ino = state.find(from)?;
         state.file(ino)?;
         let (dir, name) = state.find_parent(to)?;
         if state.dir(dir)?.live.contains_key(&name) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        state.reserve_name()?;
         state.change(vec![(dir, name, Some(ino))]);
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.enter()?;
         let ino = state.find(path)?;
         state.file(ino)?;
         let (dir, name) = state.find_parent(path)?;
@@ -556,7 +648,7 @@ impl Vfs for MemVfs {
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.enter()?;
         let ino = state.find(path)?;
         if !state.dir(ino)?.live.is_empty() {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
@@ -567,12 +659,13 @@ impl Vfs for MemVfs {
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.enter()?;
         let mut at = ROOT;
         for name in names_of(path)? {
             at = if let Some(ino) = state.dir(at)?.live.get(&name) {
                 *ino
             } else {
+                state.reserve_name()?;
                 let ino = state.add(Inode::Dir(Dir::default()));
                 state.change(vec![(at, name, Some(ino))]);
                 ino
@@ -582,12 +675,12 @@ impl Vfs for MemVfs {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let state = self.state.lock();
+        let state = self.enter()?;
         Ok(state.dir(state.find(dir)?)?.live.keys().cloned().collect())
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
-        match self.state.lock().find(path) {
+        match self.enter()?.find(path) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
@@ -595,7 +688,7 @@ impl Vfs for MemVfs {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        let mut state = self.state.lock();
+        let mut state = self.enter()?;
         let ino = state.find(dir)?;
         state.dir(ino)?;
         state.sync_dir(ino);
@@ -603,13 +696,13 @@ impl Vfs for MemVfs {
     }
 
     fn free_space(&self, path: &Path) -> io::Result<u64> {
-        let state = self.state.lock();
+        let state = self.enter()?;
         state.find(path)?;
         Ok(state.free())
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn VfsLock>> {
-        let mut state = self.state.lock();
+        let mut state = self.enter()?;
         let ino = match state.find(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => state.create(path)?,
             found => found?,

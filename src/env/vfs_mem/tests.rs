@@ -114,7 +114,7 @@ fn unsynced_blocks_survive_independently_and_torn() {
 }
 
 #[test]
-fn a_torn_overwrite_keeps_the_old_bytes_behind_the_tear() {
+fn a_torn_overwrite_keeps_the_old_bytes_where_it_is_torn() {
     for seed in 0..100 {
         let fs = with_old();
         let file = fs.create(path("/d/g")).unwrap();
@@ -124,8 +124,12 @@ fn a_torn_overwrite_keeps_the_old_bytes_behind_the_tear() {
         file.write_at(&[2; BLOCK_LEN], 0).unwrap();
         fs.crash(&Rng::from_seed(seed));
         let bytes = content(&fs, "/d/g").unwrap();
-        assert!(bytes.is_sorted_by(|a, b| a >= b), "seed {seed}");
-        assert!(!bytes.contains(&0), "seed {seed}");
+        assert!(bytes.iter().all(|byte| [1, 2].contains(byte)), "seed {seed}");
+        // The head of the block, or whole sectors of it, are new.
+        let is_head = bytes.is_sorted_by(|a, b| a >= b);
+        let sectors = bytes.chunks(SECTOR_LEN);
+        let are_sectors = sectors.into_iter().all(|sector| sector.iter().all(|byte| *byte == sector[0]));
+        assert!(is_head || are_sectors, "seed {seed}");
     }
 }
 
@@ -242,4 +246,81 @@ fn what_survived_one_crash_survives_the_next() {
         assert_eq!(content(&fs, "/d/f"), survived, "seed {seed}");
         assert_eq!(fs.unsynced(), (0, 0));
     }
+}
+
+#[test]
+fn a_torn_block_keeps_any_of_its_sectors() {
+    let mut gaps = 0;
+    for seed in 0..200 {
+        let fs = with_old();
+        let file = fs.create(path("/d/g")).unwrap();
+        fs.sync_dir(path("/d")).unwrap();
+        file.append(&[7; BLOCK_LEN]).unwrap();
+        file.sync().unwrap();
+        file.write_at(&[9; BLOCK_LEN], 0).unwrap();
+        fs.crash(&Rng::from_seed(seed));
+        let bytes = content(&fs, "/d/g").unwrap();
+        let first_old = bytes.iter().position(|byte| *byte == 7).unwrap_or(bytes.len());
+        gaps += usize::from(bytes[first_old..].contains(&9));
+    }
+    assert!(gaps > 10, "{gaps}");
+}
+
+#[test]
+fn a_file_that_grew_may_hold_what_a_removed_one_held() {
+    let mut stale = 0;
+    for seed in 0..200 {
+        let fs = with_old();
+        let file = fs.create(path("/d/secret")).unwrap();
+        file.append(&[5; BLOCK_LEN]).unwrap();
+        file.sync().unwrap();
+        fs.sync_dir(path("/d")).unwrap();
+        drop(file);
+        fs.remove(path("/d/secret")).unwrap();
+        fs.sync_dir(path("/d")).unwrap();
+        let file = fs.create(path("/d/g")).unwrap();
+        fs.sync_dir(path("/d")).unwrap();
+        file.append(&[7; 2 * BLOCK_LEN]).unwrap();
+        fs.crash(&Rng::from_seed(seed));
+        stale += usize::from(content(&fs, "/d/g").unwrap().contains(&5));
+        assert_eq!(content(&fs, "/d/f").unwrap(), b"old", "what was synced stays as it is");
+    }
+    assert!(stale > 10, "{stale}");
+}
+
+#[test]
+fn a_full_disk_takes_no_more_names() {
+    let fs = with_old();
+    fs.set_capacity(Some(BLOCK_LEN as u64));
+    let refused =
+        |result: io::Result<()>| result.is_err_and(|error| error.kind() == io::ErrorKind::StorageFull);
+    assert!(refused(fs.create(path("/d/g")).map(drop)));
+    assert!(refused(fs.create_dir_all(path("/d/e"))));
+    assert!(refused(fs.hard_link(path("/d/f"), path("/d/g"))));
+    fs.rename(path("/d/f"), path("/d/h")).unwrap();
+    fs.remove(path("/d/h")).unwrap();
+    fs.create(path("/d/g")).unwrap();
+}
+
+#[test]
+fn after_a_crash_a_mounted_file_system_is_of_an_earlier_life() {
+    let fs = with_old();
+    let before = fs.boot();
+    assert!(before.exists(path("/d/f")).unwrap());
+    fs.crash_keep_all();
+    assert!(before.remove(path("/d/f")).is_err() && before.create(path("/d/g")).is_err());
+    assert!(fs.boot().exists(path("/d/f")).unwrap());
+}
+
+#[test]
+fn a_disk_in_another_ones_place_is_that_one_and_goes_its_own_way() {
+    let (fs, other) = (with_old(), with_old());
+    let handle = fs.open_write(path("/d/f")).unwrap();
+    other.create(path("/d/g")).unwrap();
+    fs.replace_by(&other);
+    assert!(fs.exists(path("/d/g")).unwrap());
+    assert!(handle.append(b"lost").is_err());
+    fs.remove(path("/d/g")).unwrap();
+    assert!(other.exists(path("/d/g")).unwrap());
+    assert_eq!(fs.open_handles(), 0);
 }

@@ -1,18 +1,19 @@
 //! Does the cluster keep its word? Simulated rings of real nodes, whose every fault a seed decides.
 //!
+//! - a seed that is wrong is run again and again with fewer faults, until none can be left out
 //! - `SIM_SEED=s cargo test --test simulation` runs one seed, `SIM_SEEDS=n` the first n storms; `SIM_TRACE=1` keeps the
 //!   whole trace of a failure in place of its last events.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // the simulation is the world
 
 mod sim;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kvstore::env::Planted;
-use parking_lot::Mutex;
 use sim::real_node;
 use sim::run::{Mix, Options, Report, run};
+use sim::shrink::shrink;
+use sim::sweep::{explain, sweep};
 use sim::toy_register::{self, Bug};
 
 fn number(name: &str) -> Option<u64> {
@@ -22,17 +23,6 @@ fn number(name: &str) -> Option<u64> {
 /// The seeds to run: `SIM_SEED` alone, or as many as are wanted.
 fn seeds(count: u64) -> std::ops::Range<u64> {
     number("SIM_SEED").map_or(0..count, |seed| seed..seed + 1)
-}
-
-fn explain(report: &Report) -> String {
-    let Report { options, wrong, last, .. } = report;
-    let (shown, seed) = (wrong.len().min(10), options.seed);
-    format!(
-        "{}\n\n{options:#?}\n\n{} things are wrong, {shown} of them are:\n{}\n\nrerun: SIM_SEED={seed} cargo test --test simulation",
-        last.join("\n"),
-        wrong.len(),
-        wrong[..shown].join("\n"),
-    )
 }
 
 #[test]
@@ -87,37 +77,6 @@ fn the_same_seed_gives_the_same_trace() {
     }
 }
 
-/// How many threads run seeds: each has a world of its own.
-const THREADS: usize = 2;
-
-/// Runs seeds on all threads until one is wrong; returns the wrong one with the lowest number, and all others.
-fn run_all(seeds: std::ops::Range<u64>, run: impl Fn(u64) -> Report + Sync) -> (Vec<Report>, Option<Report>) {
-    let next = AtomicU64::new(seeds.start);
-    let wrong_seed = AtomicU64::new(u64::MAX);
-    let reports = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end || seed > wrong_seed.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    let report = run(seed);
-                    if !report.wrong.is_empty() {
-                        wrong_seed.fetch_min(seed, Ordering::Relaxed);
-                    }
-                    reports.lock().push(report);
-                }
-            });
-        }
-    });
-    let mut reports = reports.into_inner();
-    reports.sort_by_key(|report| report.options.seed);
-    let wrong = reports.iter().position(|report| !report.wrong.is_empty()).map(|at| reports.remove(at));
-    (reports, wrong)
-}
-
 /// Prints whole traces, where they are asked for.
 fn print_traces(reports: &[Report]) {
     if std::env::var_os("SIM_TRACE").is_some() {
@@ -130,11 +89,12 @@ fn print_traces(reports: &[Report]) {
 #[test]
 fn a_ring_of_real_nodes_keeps_its_word_in_every_storm() {
     let starter = real_node::starter();
-    let (reports, wrong) = run_all(seeds(number("SIM_SEEDS").unwrap_or(100)), |seed| {
+    let (reports, wrong) = sweep(seeds(number("SIM_SEEDS").unwrap_or(100)), |seed| {
         run(&Options::swarm(seed), Planted::default(), &starter)
     });
     if let Some(wrong) = wrong {
-        panic!("{}", explain(&wrong));
+        println!("{}\n\nNow with as few faults as it takes:", explain(&wrong));
+        panic!("{}", explain(&shrink(wrong, Planted::default(), &starter)));
     }
     print_traces(&reports);
     let (operations, answered): (usize, usize) =
@@ -153,8 +113,8 @@ fn the_same_seed_gives_the_same_trace_of_real_nodes() {
         options.storm = Duration::from_secs(20);
         run(&options, Planted::default(), &starter)
     };
-    let (first, _) = run_all(0..20, run);
-    let (second, _) = run_all(0..20, run);
+    let (first, _) = sweep(0..20, run);
+    let (second, _) = sweep(0..20, run);
     for (first, second) in first.iter().zip(&second) {
         assert_eq!(first.hash, second.hash, "seed {}", first.options.seed);
     }
@@ -162,77 +122,97 @@ fn the_same_seed_gives_the_same_trace_of_real_nodes() {
 
 #[cfg(feature = "planted-mistakes")]
 mod planted {
+    use std::collections::BTreeSet;
+
     use kvstore::env::Mistake;
 
     use super::*;
+    use crate::sim::directed::directed;
 
-    /// How many seeds a mistake may take.
+    /// How many seeds a bug may take.
     const SEEDS_MAX: u64 = 2000;
 
-    fn is_caught(mistake: Mistake) {
+    fn check(mistake: Mistake) {
         let starter = real_node::starter();
         let planted = Planted::mistake(mistake);
-        let (good, wrong) =
-            run_all(seeds(SEEDS_MAX), |seed| run(&Options::directed(seed, mistake), planted, &starter));
+        let (good, wrong) = sweep(seeds(SEEDS_MAX), |seed| run(&directed(seed, mistake), planted, &starter));
         print_traces(&good);
         let Some(wrong) = wrong else { panic!("{mistake:?} is not caught by {} seeds", good.len()) };
         println!("{mistake:?}: caught by seed {}: {}", wrong.options.seed, wrong.wrong[0]);
         let without = run(&wrong.options, Planted::default(), &starter);
-        assert!(without.wrong.is_empty(), "it is wrong without the mistake too: {}", explain(&without));
+        assert!(without.wrong.is_empty(), "it is wrong without the bug too: {}", explain(&without));
     }
 
-    #[test]
-    fn a_write_acknowledged_before_its_sync_is_caught() {
-        is_caught(Mistake::AckBeforeSync);
+    /// One test for each planted bug: that the simulation catches it, and finds nothing wrong without it.
+    macro_rules! is_caught {
+        ($($name:ident: $mistake:ident,)*) => {
+            $(
+                #[test]
+                fn $name() {
+                    check(Mistake::$mistake);
+                }
+            )*
+
+            #[test]
+            fn every_planted_bug_has_its_test() {
+                let tested: BTreeSet<String> = [$(stringify!($mistake).to_owned()),*].into();
+                let all: BTreeSet<String> = Mistake::ALL.iter().map(|mistake| format!("{mistake:?}")).collect();
+                assert_eq!(tested, all);
+            }
+        };
     }
 
-    #[test]
-    fn a_hint_that_counts_towards_w_is_caught() {
-        is_caught(Mistake::HintCountsAsAck);
-    }
-
-    #[test]
-    fn replicas_that_stamp_their_own_time_are_caught() {
-        is_caught(Mistake::ReplicaStampsItsOwnTime);
-    }
-
-    #[test]
-    fn a_read_without_write_back_is_caught() {
-        is_caught(Mistake::NoWriteBack);
-    }
-
-    #[test]
-    fn an_empty_disk_that_votes_is_caught() {
-        is_caught(Mistake::EmptyDiskVotes);
-    }
-
-    #[test]
-    fn a_rebuild_mark_forgotten_in_a_crash_is_caught() {
-        is_caught(Mistake::RebuildMarkForgotten);
-    }
-
-    #[test]
-    fn a_log_cut_at_its_first_bad_frame_is_caught() {
-        is_caught(Mistake::LogCutAtFirstBadFrame);
-    }
-
-    #[test]
-    fn a_directory_that_is_not_synced_is_caught() {
-        is_caught(Mistake::DirectoryNotSynced);
-    }
-
-    #[test]
-    fn a_retry_under_a_new_timestamp_is_caught() {
-        is_caught(Mistake::RetryUnderNewTimestamp);
-    }
-
-    #[test]
-    fn a_timestamp_given_again_after_a_restart_is_caught() {
-        is_caught(Mistake::TimestampReusedAfterRestart);
-    }
-
-    #[test]
-    fn an_expired_value_that_is_forgotten_with_what_it_hides_is_caught() {
-        is_caught(Mistake::ExpiredForgotten);
+    is_caught! {
+        a_write_acknowledged_before_its_sync_is_caught: AckBeforeSync,
+        a_hint_that_counts_towards_w_is_caught: HintCountsAsAck,
+        replicas_that_stamp_their_own_time_is_caught: ReplicaStampsItsOwnTime,
+        a_read_without_write_back_is_caught: NoWriteBack,
+        an_empty_disk_that_votes_is_caught: EmptyDiskVotes,
+        a_rebuild_mark_forgotten_in_a_crash_is_caught: RebuildMarkForgotten,
+        a_log_cut_at_its_first_bad_frame_is_caught: LogCutAtFirstBadFrame,
+        a_directory_that_is_not_synced_is_caught: DirectoryNotSynced,
+        a_retry_under_a_new_timestamp_is_caught: RetryUnderNewTimestamp,
+        a_timestamp_given_again_after_a_restart_is_caught: TimestampReusedAfterRestart,
+        an_expired_value_that_is_forgotten_with_what_it_hides_is_caught: ExpiredForgotten,
+        hints_that_are_never_sent_is_caught: HintsNeverSent,
+        hints_that_are_not_stored_is_caught: HintsNotStored,
+        a_late_replica_without_a_hint_is_caught: NoHintForLateReplica,
+        a_deletion_without_a_hint_is_caught: NoHintForDeletion,
+        a_newer_hint_deleted_with_an_older_is_caught: NewerHintDeletedWithOlder,
+        a_refused_hint_that_is_dropped_is_caught: RefusedHintDropped,
+        a_hint_without_its_expiry_is_caught: HintWithoutExpiry,
+        an_acknowledgement_of_a_disk_that_does_not_vote_is_caught: NonVotingAckCounts,
+        a_read_of_a_disk_that_does_not_vote_is_caught: NonVotingReadCounts,
+        a_request_whose_own_w_is_ignored_is_caught: WriteQuorumOfRequestIgnored,
+        a_request_whose_own_r_is_ignored_is_caught: ReadQuorumOfRequestIgnored,
+        a_write_acknowledged_without_its_quorum_is_caught: UnmetQuorumAcknowledged,
+        a_write_that_was_sent_and_is_reported_as_not_sent_is_caught: TimedOutWriteToldNotSent,
+        two_hints_on_one_node_that_count_twice_is_caught: HintsOnOneNodeCountTwice,
+        a_rebuild_that_does_not_settle_is_caught: NoSettlingBeforeRebuild,
+        a_rebuild_from_one_peer_is_caught: RebuildFromOnePeer,
+        a_rebuild_cursor_saved_before_its_page_is_caught: RebuildCursorBeforePage,
+        a_rebuild_without_tombstones_is_caught: RebuildWithoutTombstones,
+        a_rebuild_that_trusts_a_peer_being_rebuilt_is_caught: RebuildTrustsRebuildingPeer,
+        a_write_back_without_a_second_question_is_caught: NoSecondQuestionAfterWriteBack,
+        replicas_that_are_not_compared_in_the_background_is_caught: NoBackgroundComparison,
+        a_scan_beyond_the_shortest_page_is_caught: ScanBeyondShortestPage,
+        a_scan_of_disks_that_do_not_vote_is_caught: ScanCountsNonVotingPages,
+        a_scan_that_drops_tombstones_too_soon_is_caught: ScanWithoutTombstones,
+        a_scan_that_skips_a_key_between_pages_is_caught: ScanSkipsKeyBetweenPages,
+        a_skew_that_is_not_checked_is_caught: PeerSkewNotChecked,
+        a_disk_set_back_that_nobody_notices_is_caught: SetBackDiskNotNoticed,
+        a_foreign_disk_that_nobody_notices_is_caught: ForeignDiskNotNoticed,
+        an_empty_node_that_votes_before_it_heard_a_majority_is_caught: EmptyVotesBeforeMajority,
+        a_node_that_votes_without_listening_is_caught: VotesWithoutListening,
+        tombstones_dropped_with_replicas_is_caught: TombstonesDroppedWithReplicas,
+        a_table_that_is_not_synced_is_caught: TableNotSynced,
+        a_manifest_that_is_not_synced_is_caught: ManifestNotSynced,
+        a_batch_of_one_timestamp_is_caught: BatchOfOneTimestamp,
+        a_stop_that_forgets_stragglers_is_caught: StopForgetsStragglers,
+        bytes_in_flight_that_are_not_given_back_is_caught: InflightBytesLeaked,
+        a_repair_permit_that_is_not_given_back_is_caught: RepairPermitLeaked,
+        obsolete_tables_that_stay_is_caught: ObsoleteTablesKept,
+        damage_dropped_before_the_fall_is_written_is_caught: FallNotWrittenFirst,
+        a_restored_disk_that_votes_is_caught: RestoredDiskVotes,
     }
 }

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::engine::{self, Engine, Options, TombstonePolicy, WriteBatch};
-use crate::env::{Clock, Env, Lane};
+use crate::env::{Clock, Env, Lane, Mistake, Planted};
 use crate::types::{Key, KeyRange, NodeId, Record, Timestamp, Value};
 use crate::util::coding::{Reader, put_bytes};
 use crate::util::ticker::{Ticker, Ticks};
@@ -127,6 +127,7 @@ struct Shared {
     engine: Engine,
     clock: Arc<dyn Clock>,
     settings: Settings,
+    planted: Planted,
     /// Counts whenever hints were stored: wakes the replayers.
     changes: Ticker,
     state: Mutex<State>,
@@ -175,7 +176,14 @@ impl HintStore {
         }
         let state = count(&engine)?;
         let changes = Ticker::default();
-        let shared = Shared { engine, clock: env.clock.clone(), settings, changes, state: Mutex::new(state) };
+        let shared = Shared {
+            engine,
+            clock: env.clock.clone(),
+            settings,
+            planted: env.planted,
+            changes,
+            state: Mutex::new(state),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -368,7 +376,9 @@ impl HintStore {
         let mut gone = Pending::default();
         for hint in hints {
             let Ok(key) = hint_key(target, &hint.key) else { continue };
-            batch.delete(key, hint.record.timestamp());
+            let is_planted = self.shared.planted.has(Mistake::NewerHintDeletedWithOlder);
+            let now = Timestamp::from_micros(self.shared.clock.wall_micros());
+            batch.delete(key, if is_planted { now } else { hint.record.timestamp() });
             gone.count += 1;
             gone.bytes += weight(&hint.key, &hint.record);
         }

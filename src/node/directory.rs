@@ -202,7 +202,7 @@ fn open_engine(
     identity: &mut Identity,
 ) -> Result<(Engine, Timestamp), StartError> {
     let path = part(&config.dir, DATA);
-    let options = engine_options(config, ring, hlc);
+    let options = engine_options(config, env, ring, hlc);
     if identity.has_voted && !has_data(env, &config.dir)? && !env.planted.has(Mistake::EmptyDiskVotes) {
         // An engine would be made anew here, and an empty one must not vote.
         let detail = format!("{} is gone, and this disk has voted", path.display());
@@ -218,7 +218,9 @@ fn open_engine(
         Err(error @ engine::Error::Corruption { .. }) if ring.replication_factor() > 1 => {
             tracing::warn!(%error, "data damaged: the node rebuilds from its peers");
             identity.fall();
-            save(env, &config.dir, identity)?; // before anything is dropped
+            if !env.planted.has(Mistake::FallNotWrittenFirst) {
+                save(env, &config.dir, identity)?; // before anything is dropped
+            }
             let options = engine::Options { drop_damaged: true, ..options };
             Engine::open(env, &path, options).map_err(|source| engine_error(&path, source))?
         }

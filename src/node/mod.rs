@@ -211,13 +211,24 @@ impl Node {
         self.coordinator.clone()
     }
 
+    /// The engine of this node's own replicas, for tools and tests that look at the disk itself.
+    pub fn engine(&self) -> &Engine {
+        self.shared.store.engine()
+    }
+
+    /// The writes that this node keeps for others, for tools and tests that look at the disk itself.
+    pub fn hints(&self) -> &HintStore {
+        &self.shared.hints
+    }
+
     /// Refuses new requests, lets those in flight end within `NETWORK_TIMEOUT`, and closes everything. What was
     /// acknowledged is on disk whether this is called or not. Ends within a bounded time even if the disk hangs.
     pub async fn stop(&self) {
         let shared = &self.shared;
         shared.set_phase(Phase::Stopping);
         let latest = Instant::now() + shared.settings.network_timeout;
-        while shared.stats().inflight_bytes > 0 && Instant::now() < latest {
+        let is_planted = shared.env.planted.has(Mistake::StopForgetsStragglers);
+        while shared.stats().inflight_bytes > 0 && Instant::now() < latest && !is_planted {
             sleep(DRAIN_LOOK).await;
         }
         self.stop.signal();
@@ -307,7 +318,12 @@ fn horizon(hlc: &Arc<Hlc>, ring: &Ring) -> engine::Horizon {
     })
 }
 
-fn engine_options(config: &Config, ring: &Ring, hlc: &Arc<Hlc>) -> engine::Options {
+fn engine_options(config: &Config, env: &Env, ring: &Ring, hlc: &Arc<Hlc>) -> engine::Options {
+    let tombstones = if env.planted.has(Mistake::TombstonesDroppedWithReplicas) {
+        TombstonePolicy::DropWhenUncovered
+    } else {
+        tombstones(ring)
+    };
     engine::Options {
         memtable_size: config.memtable_size,
         l0_files_max: config.l0_files_max,
@@ -317,7 +333,7 @@ fn engine_options(config: &Config, ring: &Ring, hlc: &Arc<Hlc>) -> engine::Optio
         bloom_bits_per_key: config.bloom_bits_per_key,
         bloom_size_l0: config.bloom_size_l0,
         bloom_size_l1: config.bloom_size_l1,
-        tombstones: tombstones(ring),
+        tombstones,
         horizon: horizon(hlc, ring),
         ..engine::Options::default()
     }

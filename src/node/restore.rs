@@ -17,7 +17,7 @@ use super::{StartError, part};
 use crate::engine::Checkpoint;
 use crate::engine::duplicate::duplicate;
 use crate::engine::verify::Verified;
-use crate::env::Env;
+use crate::env::{Env, Mistake};
 use crate::hlc::{ClockKeeper, keeper};
 use crate::replication::Standing;
 use crate::replication::identity::Identity;
@@ -67,7 +67,7 @@ pub fn restore(
         .map_err(|error| StartError::Damaged { dir: from.to_owned(), detail: error.to_string() })?;
     if whole_ring {
         identity.peers.clear(); // of the copies that were made later than theirs they would say: set back
-    } else {
+    } else if !env.planted.has(Mistake::RestoredDiskVotes) {
         identity.fall();
     }
     identity.has_voted = true; // it must not pass for an empty one of a new cluster

@@ -288,4 +288,6 @@ pub struct ReplicationStats {
     pub expired: u64,
     /// Bytes of requests in flight.
     pub inflight_bytes: u64,
+    /// Background repairs under way.
+    pub repairs_running: u64,
 }

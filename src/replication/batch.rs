@@ -67,6 +67,18 @@ pub(super) fn weight(key: &Key, mutation: &Mutation) -> usize {
     key.as_bytes().len() + value_len + CARRIER
 }
 
+/// Gives all items the timestamp of the first: only as a planted bug.
+pub(super) fn stamp_alike(items: &mut [(Key, Record)]) {
+    let first = items.first().map_or(Timestamp::ZERO, |(_, record)| record.timestamp());
+    for (_, record) in items {
+        match record {
+            Record::Value { timestamp, .. }
+            | Record::Tombstone { timestamp }
+            | Record::Expired { timestamp, .. } => *timestamp = first,
+        }
+    }
+}
+
 /// How a batch is written.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct How {

@@ -95,6 +95,9 @@ impl Coordinator {
                 }
             }
         }
+        if shared.env.planted.has(Mistake::BatchOfOneTimestamp) {
+            batch::stamp_alike(&mut stamped);
+        }
         let (how, items) = (self.how(options), Arc::new(stamped));
         let run = batch::run(shared.clone(), items.clone(), chunks, how, permit);
         shared.env.tasks.spawn(run).await.unwrap_or_else(|_| batch::cut_short(&items, how.needed))
@@ -271,7 +274,9 @@ impl Coordinator {
     }
 
     fn how(&self, options: WriteOptions) -> batch::How {
-        let needed = options.write_quorum.unwrap_or(self.shared.settings.write_quorum);
+        let planted = self.shared.env.planted;
+        let asked = options.write_quorum.filter(|_| !planted.has(Mistake::WriteQuorumOfRequestIgnored));
+        let needed = asked.unwrap_or(self.shared.settings.write_quorum);
         batch::How {
             needed: needed.clamp(1, self.shared.ring.replication_factor()),
             mode: if options.sloppy { QuorumMode::Sloppy } else { QuorumMode::Strict },
@@ -279,6 +284,8 @@ impl Coordinator {
     }
 
     fn read_quorum(&self, asked: Option<usize>) -> usize {
+        let planted = self.shared.env.planted;
+        let asked = asked.filter(|_| !planted.has(Mistake::ReadQuorumOfRequestIgnored));
         let needed = asked.unwrap_or(self.shared.settings.read_quorum);
         needed.clamp(1, self.shared.ring.replication_factor())
     }

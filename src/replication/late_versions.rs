@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::read;
 use super::shared::Shared;
+use crate::env::Mistake;
 use crate::rpc::{HeldVersion, ReplicaRequest, ReplicaResponse};
 use crate::types::{Key, NodeId, Timestamp, Version};
 
@@ -71,6 +72,9 @@ impl LateVersions {
         key: &Key,
         version: Option<Version>,
     ) {
+        if shared.env.planted.has(Mistake::NoBackgroundComparison) {
+            return;
+        }
         if nodes.len() > 0 && shared.env.rng.chance(shared.settings.read_repair_chance) {
             let at = shared.hlc.now();
             for node in nodes {

@@ -157,7 +157,7 @@ pub(super) async fn get(shared: &Arc<Shared>, key: Key, needed: usize) -> Result
     if reachable < needed {
         return Err(NotSent::TooFewReplicas { needed, reachable, total: replicas.len() }.into());
     }
-    let _permit = shared.admit(READ_WEIGHT + key.as_bytes().len())?;
+    let permit = shared.admit(READ_WEIGHT + key.as_bytes().len())?;
     let candidates = candidates(shared, replicas, &outlooks);
     let heard = match quick_read::get(shared, &key, replicas, &candidates, needed).await {
         Outcome::Agreed(record) => return Ok(record),
@@ -171,7 +171,15 @@ pub(super) async fn get(shared: &Arc<Shared>, key: Key, needed: usize) -> Result
     // Boxed, so that a read that agrees carries none of this about.
     Box::pin(async move {
         op.start(at_once);
-        let answer = op.run(deadline).await?;
+        let answer = match op.run(deadline).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                if shared.env.planted.has(Mistake::InflightBytesLeaked) {
+                    std::mem::forget(permit);
+                }
+                return Err(error);
+            }
+        };
         op.leave_to_background();
         Ok(answer)
     })
@@ -326,6 +334,11 @@ impl ReadOp {
     fn take_in(&mut self, Event { replica, is_read, outcome }: Event) {
         // What it holds after a write-back may be newer: a write that was acknowledged since it was asked.
         if let Ok(Answer::WrittenBack { voting: true }) = outcome {
+            if self.shared.env.planted.has(Mistake::NoSecondQuestionAfterWriteBack) {
+                self.end_write_back(replica);
+                let written = self.repair.winner().cloned();
+                return self.repair.on_record(replica, written);
+            }
             return self.push(replica, Ask::Record);
         }
         if !matches!(outcome, Ok(Answer::Version { .. })) {
@@ -471,8 +484,11 @@ impl ReadOp {
         };
         let tasks = self.shared.env.tasks.clone();
         tasks.spawn(async move {
+            let leaks = self.shared.env.planted.has(Mistake::RepairPermitLeaked);
             self.mend().await;
-            drop(permit);
+            if leaks {
+                permit.forget();
+            }
         });
     }
 

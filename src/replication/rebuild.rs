@@ -27,6 +27,7 @@ use super::identity::{IdentityFile, Progress};
 use super::shared::{Shared, count};
 use crate::cluster::Ring;
 use crate::engine::{self, WriteBatch};
+use crate::env::Mistake;
 use crate::rpc::{ReplicaRequest, ReplicaResponse, ScanPage, ScanRequest};
 use crate::types::{Key, KeyRange, NodeId, Record};
 
@@ -89,6 +90,9 @@ impl Rebuild {
                 voting.insert(peer.clone());
             }
             done.insert(peer);
+            if self.shared.env.planted.has(Mistake::RebuildFromOnePeer) {
+                break;
+            }
         }
         let records = self.shared.stats().rebuilt_records;
         tracing::info!(seconds = begun.elapsed().as_secs_f64(), records, "rebuilt");
@@ -143,6 +147,12 @@ impl Rebuild {
             }
         };
         let ScanPage { items, resume, voting } = page;
+        let voting = voting || self.shared.env.planted.has(Mistake::RebuildTrustsRebuildingPeer);
+        if self.shared.env.planted.has(Mistake::RebuildCursorBeforePage) {
+            let progress = Progress { next: resume.clone(), voting };
+            self.identity.note(|identity| identity.rebuild.insert(peer.clone(), progress));
+            let _ = self.identity.update(|_| {}).await;
+        }
         match self.store(items).await {
             Ok(()) => Some(Progress { next: resume, voting }),
             Err(error) => {
@@ -154,9 +164,11 @@ impl Rebuild {
 
     async fn store(&self, items: Vec<(Key, Record)>) -> Result<(), engine::Error> {
         let Shared { ring, own, hlc, .. } = &*self.shared;
+        let planted = self.shared.env.planted;
         let ours: Vec<_> = items
             .into_iter()
             .filter(|(key, _)| ring.primaries_of_key(key.as_bytes()).contains(own))
+            .filter(|(_, record)| !record.is_tombstone() || !planted.has(Mistake::RebuildWithoutTombstones))
             .collect();
         if ours.is_empty() {
             return Ok(());

@@ -27,7 +27,7 @@ use super::shared::{Shared, count};
 use super::{expiry, replica};
 use crate::cluster::Ring;
 use crate::engine::{self, Engine};
-use crate::env::Lane;
+use crate::env::{Lane, Mistake};
 use crate::rpc::{Refusal, ReplicaRequest, ReplicaResponse, ScanPage, ScanRequest, WriteOrigin};
 use crate::types::{Key, KeyRange, NodeId, Record, Timestamp};
 
@@ -301,7 +301,9 @@ impl Round {
             let asked = missing.iter().map(|node| ask(shared, node, request.clone(), timeout));
             for (node, answer) in missing.iter().zip(join_all(asked).await) {
                 match answer {
-                    Ok(page) if page.voting => drop(pages.insert(node.clone(), page)),
+                    Ok(page) if page.voting || shared.env.planted.has(Mistake::ScanCountsNonVotingPages) => {
+                        drop(pages.insert(node.clone(), page));
+                    }
                     Ok(_) => drop(candidates.remove(node)),
                     Err(failure) => {
                         candidates.remove(node);
@@ -314,11 +316,22 @@ impl Round {
 
     /// Merges the pages up to the end of the shortest, and as far as the client's page has room.
     fn merge(self, shared: &Shared, left: &mut Left, out: &mut Vec<(Key, Record)>) -> Merged {
-        let end = self.pages.values().filter_map(|page| page.resume.clone()).min();
-        let mut merged = Merged { resume: end.clone(), ..Merged::default() };
+        let planted = shared.env.planted;
+        let ends = self.pages.values().filter_map(|page| page.resume.clone());
+        let end = if planted.has(Mistake::ScanBeyondShortestPage) { ends.max() } else { ends.min() };
+        let resume = match &end {
+            Some(end) if planted.has(Mistake::ScanSkipsKeyBetweenPages) => {
+                Some([end, &b"\0"[..]].concat().into())
+            }
+            end => end.clone(),
+        };
+        let mut merged = Merged { resume, ..Merged::default() };
         let mut keys: BTreeMap<&Key, Vec<(&NodeId, &Record)>> = BTreeMap::new();
         for (node, page) in &self.pages {
             for (key, record) in &page.items {
+                if record.is_tombstone() && planted.has(Mistake::ScanWithoutTombstones) {
+                    continue;
+                }
                 if end.as_ref().is_none_or(|end| key.as_bytes() < &end[..]) {
                     keys.entry(key).or_default().push((node, record));
                 }

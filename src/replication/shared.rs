@@ -453,6 +453,7 @@ impl Shared {
             rebuilt_records: read(&counters.rebuilt_records),
             expired: read(&counters.expired),
             inflight_bytes: self.inflight_bytes.load(Ordering::Relaxed) as u64,
+            repairs_running: Self::REPAIRS_MAX.saturating_sub(self.repairs.available_permits()) as u64,
         }
     }
 }

@@ -28,6 +28,7 @@ use super::facts::{FactsKeeper, Met};
 use super::identity::{Identity, IdentityFile, NotSaved};
 use super::rebuild::Rebuild;
 use super::shared::Shared;
+use crate::env::Mistake;
 use crate::util::shutdown::ShutdownListener;
 
 /// Whether a replica's disk may count for R and W.
@@ -116,7 +117,7 @@ impl StandingKeeper {
 
     async fn keep(&self) {
         let begun = Instant::now();
-        if self.votes_on_disk() {
+        if self.votes_on_disk() && !self.shared.env.planted.has(Mistake::VotesWithoutListening) {
             let _ = timeout(HEAR_OUT, self.all_heard()).await;
             self.majority_heard().await;
         }
@@ -189,6 +190,10 @@ impl StandingKeeper {
         if self.identity.with(|identity| identity.has_voted) {
             std::future::pending::<()>().await;
         }
+        if self.shared.env.planted.has(Mistake::EmptyVotesBeforeMajority) && self.facts.met(FRESH).heard == 0
+        {
+            return;
+        }
         while !may_vote_empty(self.peers + 1, self.facts.met(FRESH), self.facts.alarm().is_some()) {
             self.facts.changed().await;
         }
@@ -198,6 +203,9 @@ impl StandingKeeper {
     /// its acknowledgement have been decided, so that the peers hold them by then.
     async fn settle_then_rebuild(&self, begun: Instant) {
         let settled = tokio::time::sleep_until(begun + self.shared.settings.network_timeout);
+        if self.shared.env.planted.has(Mistake::NoSettlingBeforeRebuild) {
+            return self.rebuild.run().await;
+        }
         if self.identity.with(|identity| identity.has_voted)
             || timeout(HEAR_OUT, self.all_heard()).await.is_err()
             || self.facts.alarm().is_some()

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::api::{Acks, WriteError};
+use super::api::{Acks, NotSent, WriteError};
 use super::peers::Failure;
 use super::quorum::{QuorumMode, QuorumTracker, Reply, Verdict};
 use super::replica::{Applied, apply, restamp};
@@ -189,6 +189,9 @@ impl WriteOp {
                         if progress.tracker.is_pending(replica) {
                             progress.tracker.on_reply(replica, Reply::Failed);
                             progress.causes.push((replica, crate::rpc::Error::TimedOut.into()));
+                            if shared.env.planted.has(Mistake::NoHintForLateReplica) {
+                                continue;
+                            }
                             let holder = self.next_holder(&mut progress);
                             steps.push(Box::pin(self.carry_out(Step::Hint { replica, holder, awaited: false })));
                         }
@@ -246,7 +249,14 @@ impl WriteOp {
         if *target == shared.own && shared.ring.replication_factor() == 1 {
             return false; // the only copy failed: there is nothing that it could be brought in line with
         }
-        let items = self.items.clone();
+        let mut items = self.items.clone();
+        let planted = shared.env.planted;
+        if planted.has(Mistake::NoHintForDeletion) {
+            items.retain(|(_, record)| !record.is_tombstone());
+        }
+        if planted.has(Mistake::HintsNotStored) || items.is_empty() {
+            return true;
+        }
         if *holder == shared.own {
             let stored = shared.hints.store(target, items).await;
             if let Err(error) = &stored {
@@ -286,6 +296,7 @@ impl WriteOp {
                     let newest = progress.overtaken.entry(place).or_insert(newer);
                     *newest = newer.max(*newest);
                 }
+                let voting = voting || self.shared.env.planted.has(Mistake::NonVotingAckCounts);
                 progress.tracker.on_reply(replica, Reply::Written { voting });
                 None
             }
@@ -313,6 +324,11 @@ impl WriteOp {
                     true if self.shared.env.planted.has(Mistake::HintCountsAsAck) => {
                         Reply::Written { voting: true }
                     }
+                    true if self.mode == QuorumMode::Sloppy
+                        && self.shared.env.planted.has(Mistake::HintsOnOneNodeCountTwice) =>
+                    {
+                        Reply::Written { voting: true }
+                    }
                     true => Reply::Hinted { holder: holder.clone() },
                     false => Reply::HintLost,
                 };
@@ -329,6 +345,9 @@ impl WriteOp {
         }
         let result = match progress.tracker.verdict() {
             Verdict::Met if progress.hints_awaited == 0 || stage == Stage::Overdue => Ok(self.met(progress)),
+            Verdict::Unreachable if self.shared.env.planted.has(Mistake::UnmetQuorumAcknowledged) => {
+                Ok(self.met(progress))
+            }
             Verdict::Unreachable if !progress.may_be_out_of_space() => Err(self.error(progress)),
             Verdict::Pending | Verdict::Unreachable if stage == Stage::Overdue => Err(self.error(progress)),
             Verdict::Met | Verdict::Pending | Verdict::Unreachable => return Vec::new(),
@@ -351,6 +370,9 @@ impl WriteOp {
         let replicas = self.shared.ring.primaries(self.range);
         if progress.out_of_space.len() == replicas.len() {
             return WriteError::NoSpace;
+        }
+        if self.shared.env.planted.has(Mistake::TimedOutWriteToldNotSent) {
+            return NotSent::Overloaded.into();
         }
         WriteError::Unknown {
             timestamp: self.newest(),

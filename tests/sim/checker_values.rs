@@ -10,6 +10,8 @@
 //! Deletions write "nothing", which is not unique; those of unknown outcome are taken in the order they started.
 //! A value that is written for a time may be followed by a deletion of its own, which finds that value or does nothing.
 //! When that may be, it does not know: the workload looks at the clocks.
+//!
+//! Only reads by a majority are held to it. Writes that a majority need not see are taken as if unanswered.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -35,13 +37,16 @@ struct Step {
 }
 
 /// Returns what is wrong with a history, a line a key.
-pub fn check(operations: &[Operation]) -> Vec<String> {
+pub fn check(operations: &[Operation], needed_min: usize) -> Vec<String> {
     let mut keys: BTreeMap<usize, Vec<&Operation>> = BTreeMap::new();
     for operation in operations {
-        keys.entry(operation.key).or_default().push(operation);
+        let majority = operation.quorum.replicas / 2 + 1;
+        if operation.action != Action::Get || operation.quorum.needed >= majority {
+            keys.entry(operation.key).or_default().push(operation);
+        }
     }
     let checked = keys.into_iter().filter_map(|(key, operations)| {
-        Search::new(steps(&operations))
+        Search::new(steps(&operations, needed_min))
             .run()
             .err()
             .map(|why| format!("values: key {key} is not linearizable: {why}"))
@@ -50,7 +55,7 @@ pub fn check(operations: &[Operation]) -> Vec<String> {
 }
 
 /// What a key's operations mean to the search.
-fn steps(operations: &[&Operation]) -> Vec<Step> {
+fn steps(operations: &[&Operation], needed_min: usize) -> Vec<Step> {
     let read: BTreeSet<ValueId> = operations
         .iter()
         .filter_map(
@@ -70,7 +75,11 @@ fn steps(operations: &[&Operation]) -> Vec<Step> {
                 let value = seen.and_then(|seen| seen.value);
                 Step { start, end, value, is_read: true, optional: false, over: None }
             }
-            (Outcome::Acknowledged { .. }, Some(end)) if !overtaken => {
+            (Outcome::Acknowledged { .. }, Some(end))
+                if !overtaken
+                    && operation.quorum.binds_majorities()
+                    && operation.quorum.needed >= needed_min =>
+            {
                 Step { start, end, value: written, is_read: false, optional: false, over: None }
             }
             (Outcome::NotSent, _) => continue,
@@ -304,6 +313,10 @@ mod tests {
         fine(&[put(1, 2, 9, 1), lost(3, id), get(4, 5, 9, 1), expired(6, 7, id, 2)]);
         wrong(&[put(1, 2, id, 1), expired(3, 4, id, 1), get(5, 6, id, 1)]);
         wrong(&[put(1, 2, id, 1), get(3, 4, id, 1), put(5, 6, 11, 2), get(7, 8, 11, 2), miss(9, 10)]);
+    }
+
+    fn check(history: &[Operation]) -> Vec<String> {
+        super::check(history, 1)
     }
 
     fn fine(history: &[Operation]) {

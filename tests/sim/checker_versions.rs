@@ -1,37 +1,55 @@
 //! The checker that knows timestamps: cheap, and precise about what went wrong.
 //!
-//! It walks all starts and ends in the order of real time and keeps, for each key, the highest timestamp that was
-//! acknowledged and the highest that was read. A read must not be below either, as they stood when it started.
+//! It walks all starts and ends in the order of real time and keeps, for each key and each W and R, the highest timestamp
+//! that was acknowledged and the highest that was read. A read must not be below those that its own R promises it to see
+//! (R + W > N for writes, about 2R > N for reads), as they stood when it started.
 //! It trusts that a write has one timestamp, so it is blind to a write that got two: `checker_values` is for that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvstore::types::{Expiry, Timestamp};
 
-use super::history::{Action, Operation, Outcome, Scanned, Seen, ValueId, ttl_of};
+use super::history::{Action, Operation, Outcome, Quorum, Scanned, Seen, ValueId, ttl_of};
 
-/// What had been promised about a key at some moment.
-#[derive(Debug, Clone, Copy, Default)]
+/// What had been promised about a key at some moment, for each W and R.
+#[derive(Debug, Clone, Default)]
 struct Floor {
-    acknowledged: Timestamp,
-    /// Which operation promised it.
-    by_write: Option<usize>,
-    /// The highest timestamp read, and whether its value was gone: once it is, it does not come back.
-    read: (Timestamp, bool),
-    by_read: Option<usize>,
+    /// The highest timestamp acknowledged, and by which operation.
+    acknowledged: BTreeMap<usize, (Timestamp, usize)>,
+    /// The highest timestamp read, whether its value was gone (once it is, it does not come back), and by which operation.
+    read: BTreeMap<usize, ((Timestamp, bool), usize)>,
+}
+
+/// Which acknowledgements and reads promise something: those of W or R replicas that cannot all have been lost.
+#[derive(Debug, Clone, Copy)]
+pub struct Promises {
+    /// The smallest W that survives every fault of the run.
+    pub needed_min: usize,
+}
+
+impl Promises {
+    fn of_write(self, operation: &Operation) -> Option<Timestamp> {
+        match operation.outcome {
+            Outcome::Acknowledged { at_least, .. } => {
+                let is_promise = !operation.quorum.sloppy && operation.quorum.needed >= self.needed_min;
+                is_promise.then_some(at_least)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Returns what is wrong with a history, a line each.
-pub fn check(operations: &[Operation], scans: &[Scanned]) -> Vec<String> {
+pub fn check(operations: &[Operation], scans: &[Scanned], promises: Promises) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut keys: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (number, operation) in operations.iter().enumerate() {
         keys.entry(operation.key).or_default().push(number);
     }
     for (key, numbers) in keys {
-        check_reads(operations, &numbers, &mut wrong);
+        check_reads(operations, &numbers, promises, &mut wrong);
         check_origins(operations, &numbers, &mut wrong);
-        check_scans(operations, &numbers, key, scans, &mut wrong);
+        check_scans(operations, &numbers, key, scans, promises, &mut wrong);
     }
     check_timestamps(operations, &mut wrong);
     wrong
@@ -61,7 +79,7 @@ fn check_timestamps(operations: &[Operation], wrong: &mut Vec<String>) {
 }
 
 /// No read is older than what was acknowledged, or read, before it started.
-fn check_reads(operations: &[Operation], numbers: &[usize], wrong: &mut Vec<String>) {
+fn check_reads(operations: &[Operation], numbers: &[usize], promises: Promises, wrong: &mut Vec<String>) {
     let mut moments: Vec<(u64, bool, usize)> = Vec::new();
     for &number in numbers {
         let operation = &operations[number];
@@ -72,26 +90,27 @@ fn check_reads(operations: &[Operation], numbers: &[usize], wrong: &mut Vec<Stri
     let mut floor = Floor::default();
     let mut floors_at_start = BTreeMap::new();
     for (_, is_end, number) in moments {
+        let operation = &operations[number];
         if !is_end {
-            floors_at_start.insert(number, floor);
+            if operation.action == Action::Get {
+                floors_at_start.insert(number, floor.clone());
+            }
             continue;
         }
-        match operations[number].outcome {
-            Outcome::Acknowledged { at_least, .. } if at_least > floor.acknowledged => {
-                floor.acknowledged = at_least;
-                floor.by_write = Some(number);
+        let needed = operation.quorum.needed;
+        if let Some(at_least) = promises.of_write(operation) {
+            let highest = floor.acknowledged.entry(needed).or_insert((at_least, number));
+            *highest = (*highest).max((at_least, number));
+        }
+        if let Outcome::Seen(seen) = operation.outcome {
+            let read = seen.map_or((Timestamp::ZERO, false), |seen| (seen.timestamp, seen.value.is_none()));
+            let promised = floors_at_start.remove(&number).expect("it started before it ended");
+            describe(operations, number, read, &promised, wrong);
+            // What few replicas said may be on few disks, and lost with them.
+            if needed >= promises.needed_min {
+                let highest = floor.read.entry(needed).or_insert((read, number));
+                *highest = (*highest).max((read, number));
             }
-            Outcome::Seen(seen) => {
-                let read =
-                    seen.map_or((Timestamp::ZERO, false), |seen| (seen.timestamp, seen.value.is_none()));
-                let promised = floors_at_start[&number];
-                describe(operations, number, read, promised, wrong);
-                if read > floor.read {
-                    floor.read = read;
-                    floor.by_read = Some(number);
-                }
-            }
-            _ => {}
         }
     }
 }
@@ -100,22 +119,27 @@ fn describe(
     operations: &[Operation],
     number: usize,
     read: (Timestamp, bool),
-    promised: Floor,
+    promised: &Floor,
     wrong: &mut Vec<String>,
 ) {
+    let own = operations[number].quorum;
+    let quorum = |needed: usize| Quorum { needed, ..own };
+    let acknowledged = promised.acknowledged.iter().filter(|(needed, _)| quorum(**needed).binds(own));
+    let acknowledged = acknowledged.map(|(_, promise)| *promise).max();
+    let seen = promised.read.iter().filter(|(needed, _)| quorum(**needed).binds_reads(own));
+    let seen = seen.map(|(_, promise)| *promise).max();
     let (timestamp, _) = read;
-    if timestamp < promised.acknowledged
-        && let Some(write) = promised.by_write
-    {
+    if own.replicas == 1 && timestamp == Timestamp::ZERO {
+        return; // alone a node lets go of tombstones and of what has expired: `checker_values` looks at that
+    }
+    if let Some((_, write)) = acknowledged.filter(|(floor, _)| timestamp < *floor) {
         let what = match operations[write].action {
             Action::Delete => "a deleted key came back",
             _ => "an acknowledged write was lost, or the read was stale",
         };
         wrong.push(format!("versions: {what}: {:?} was before {:?}", operations[write], operations[number]));
-    } else if read < promised.read
-        && let Some(earlier) = promised.by_read
-    {
-        let what = if timestamp == promised.read.0 { "what was gone came back" } else { "reads went back" };
+    } else if let Some((floor, earlier)) = seen.filter(|(floor, _)| read < *floor) {
+        let what = if timestamp == floor.0 { "what was gone came back" } else { "reads went back" };
         wrong
             .push(format!("versions: {what}: {:?} was before {:?}", operations[earlier], operations[number]));
     }
@@ -165,6 +189,7 @@ fn check_scans(
     numbers: &[usize],
     key: usize,
     scans: &[Scanned],
+    promises: Promises,
     wrong: &mut Vec<String>,
 ) {
     let mine = || numbers.iter().map(|number| &operations[*number]);
@@ -187,18 +212,21 @@ fn check_scans(
     for scan in scans {
         let floor = mine()
             .filter(|operation| operation.end.is_some_and(|end| end < scan.start))
-            .filter_map(|operation| match operation.outcome {
-                Outcome::Acknowledged { at_least, .. } => Some((at_least, operation)),
-                _ => None,
-            })
+            .filter(|operation| operation.quorum.binds(scan.quorum))
+            .filter_map(|operation| Some((promises.of_write(operation)?, operation)))
             .max_by_key(|(at_least, _)| *at_least);
+        let reads = || {
+            mine().filter(|read| {
+                read.quorum.binds_reads(scan.quorum) && read.quorum.needed >= promises.needed_min
+            })
+        };
         match scan.values[key] {
             Some(value) if !written.contains(&value) => {
                 wrong.push(format!("versions: scanned what nobody wrote: key {key}, value {value}"));
             }
             Some(value) => {
                 let Some(timestamp) = timestamps.get(&value) else { continue };
-                if let Some(gone) = gone_before(mine(), scan.start).filter(|gone| timestamp <= gone) {
+                if let Some(gone) = gone_before(reads(), scan.start).filter(|gone| timestamp <= gone) {
                     wrong.push(format!("versions: a scan shows what was gone: key {key}, value {value} at {timestamp:?}, gone at {gone:?}"));
                 }
                 if let Some((floor, write)) = floor
@@ -252,6 +280,10 @@ mod tests {
     use super::super::history::expiring;
     use super::*;
 
+    fn check(operations: &[Operation], scans: &[Scanned]) -> Vec<String> {
+        super::check(operations, scans, Promises { needed_min: 1 })
+    }
+
     #[test]
     fn an_expired_value_that_comes_back_is_seen() {
         let id = expiring(10);
@@ -262,7 +294,7 @@ mod tests {
         let older = [put(1, 2, 9, 4), put(3, 4, id, 5), get(5, 6, 9, 4)];
         assert!(check(&older, &[])[0].contains("lost"), "an expired value hides what it overwrote");
         assert!(check(&[put(1, 2, 9, 5), expired(3, 4, id, 5)], &[])[0].contains("nobody wrote"));
-        let scan = |values| Scanned { start: 7, end: 8, values };
+        let scan = |values| Scanned { quorum: Quorum::new(2, 3), start: 7, end: 8, values };
         assert!(check(&back[..2], &[scan(vec![None])]).is_empty());
         let seen = [put(1, 2, id, 5), get(3, 4, id, 5), expired(5, 6, id, 5)];
         assert!(check(&seen, &[scan(vec![Some(id)])])[0].contains("what was gone"));
@@ -315,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_scan_that_is_stale_or_misses_a_key_is_seen() {
-        let scan = |values| Scanned { start: 5, end: 6, values };
+        let scan = |values| Scanned { quorum: Quorum::new(2, 3), start: 5, end: 6, values };
         let history = [put(1, 2, 10, 5), put(3, 4, 11, 6)];
         assert!(check(&history, &[scan(vec![Some(11)])]).is_empty());
         assert!(check(&history, &[scan(vec![Some(10)])])[0].contains("stale"));
@@ -331,6 +363,27 @@ mod tests {
     fn a_write_with_two_timestamps_is_not_seen() {
         let history =
             [put(1, 9, 10, 7), get(2, 3, 10, 5), put(4, 5, 11, 6), get(5, 6, 11, 6), get(10, 11, 10, 7)];
+        assert!(check(&history, &[]).is_empty());
+    }
+
+    #[test]
+    fn a_read_is_promised_only_what_its_own_quorum_overlaps() {
+        let with = |needed, operation: Operation| Operation { quorum: Quorum::new(needed, 3), ..operation };
+        let old = [put(1, 2, 10, 5), with(1, put(3, 4, 11, 6)), get(5, 6, 10, 5)];
+        assert!(check(&old, &[]).is_empty(), "W = 1 and R = 2 of 3 do not overlap");
+        let all = [put(1, 2, 10, 5), with(1, put(3, 4, 11, 6)), with(3, get(5, 6, 10, 5))];
+        assert!(check(&all, &[])[0].contains("lost"));
+        let any = [with(3, put(1, 2, 10, 5)), with(1, miss(3, 4))];
+        assert!(check(&any, &[])[0].contains("lost"));
+        let sloppy = Quorum { sloppy: true, ..Quorum::new(3, 3) };
+        let hinted = [Operation { quorum: sloppy, ..put(1, 2, 10, 5) }, miss(3, 4)];
+        assert!(check(&hinted, &[]).is_empty());
+    }
+
+    #[test]
+    fn reads_of_one_replica_may_go_back() {
+        let one = |operation: Operation| Operation { quorum: Quorum::new(1, 3), ..operation };
+        let history = [put(1, 9, 10, 5), get(2, 3, 10, 5), one(miss(4, 5)), one(miss(6, 7))];
         assert!(check(&history, &[]).is_empty());
     }
 }

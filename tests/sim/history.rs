@@ -25,6 +25,42 @@ pub fn ttl_of(id: ValueId) -> Option<Ttl> {
     (id & EXPIRING != 0).then(|| Ttl::new(Duration::from_millis(millis)).expect("within bounds"))
 }
 
+/// How many replicas an operation was to be answered by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quorum {
+    /// W or R.
+    pub needed: usize,
+    /// N.
+    pub replicas: usize,
+    /// Whether hints counted too.
+    pub sloppy: bool,
+}
+
+impl Quorum {
+    /// A strict one.
+    pub fn new(needed: usize, replicas: usize) -> Self {
+        Self { needed: needed.clamp(1, replicas), replicas, sloppy: false }
+    }
+
+    /// Whether every later read by `later` must see a write that this one acknowledged.
+    pub fn binds(self, later: Self) -> bool {
+        !self.sloppy && self.needed + later.needed > self.replicas
+    }
+
+    /// Whether a later read by `later` must not see less than a read by this one did.
+    ///
+    /// A read whose replicas agree leaves its winner on R of them, one that saw disagreement on N − min(R, majority) + 1.
+    pub fn binds_reads(self, later: Self) -> bool {
+        let majority = self.replicas / 2 + 1;
+        self.needed + later.needed > self.replicas && later.needed >= self.needed.min(majority)
+    }
+
+    /// Whether every read by a majority must see a write that this one acknowledged.
+    pub fn binds_majorities(self) -> bool {
+        self.binds(Self::new(self.replicas / 2 + 1, self.replicas))
+    }
+}
+
 /// One write or read of one key; the items of a batch are operations of their own.
 #[derive(Clone)]
 pub struct Operation {
@@ -36,6 +72,8 @@ pub struct Operation {
     pub key: usize,
     /// What was asked.
     pub action: Action,
+    /// Of how many replicas.
+    pub quorum: Quorum,
     /// When it was asked: a place in the one order of all starts and ends.
     pub start: u64,
     /// When it was answered, if it was.
@@ -46,9 +84,14 @@ pub struct Operation {
 
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { number, node, key, action, start, end, outcome } = self;
+        let Self { number, node, key, action, quorum, start, end, outcome } = self;
+        let Quorum { needed, replicas, sloppy } = quorum;
+        let sloppy = if *sloppy { " sloppy" } else { "" };
         let end = end.map_or("…".to_owned(), |end| end.to_string());
-        write!(f, "[{number} at node {node}, {start} to {end}: {action:?} key {key}: {outcome:?}]")
+        write!(
+            f,
+            "[{number} at node {node}, {start} to {end}: {action:?} key {key}, {needed} of {replicas}{sloppy}: {outcome:?}]"
+        )
     }
 }
 
@@ -87,6 +130,8 @@ pub struct Seen {
 /// A page of a scan over all keys: each was current at some moment between start and end.
 #[derive(Debug, Clone)]
 pub struct Scanned {
+    /// By how many replicas of each range.
+    pub quorum: Quorum,
     /// When it was asked.
     pub start: u64,
     /// When it was answered.
@@ -110,13 +155,13 @@ struct State {
 
 impl History {
     /// Notes that an operation starts; returns its number.
-    pub fn begin(&self, node: usize, key: usize, action: Action) -> usize {
+    pub fn begin(&self, node: usize, key: usize, action: Action, quorum: Quorum) -> usize {
         let mut state = self.state.lock();
         state.moment += 1;
         let start = state.moment;
         let number = state.operations.len();
         let outcome = Outcome::Unknown;
-        state.operations.push(Operation { number, node, key, action, start, end: None, outcome });
+        state.operations.push(Operation { number, node, key, action, quorum, start, end: None, outcome });
         number
     }
 
@@ -138,11 +183,11 @@ impl History {
     }
 
     /// Notes a scan that was asked at `start` and is answered now.
-    pub fn scanned(&self, start: u64, values: Vec<Option<ValueId>>) {
+    pub fn scanned(&self, start: u64, quorum: Quorum, values: Vec<Option<ValueId>>) {
         let mut state = self.state.lock();
         state.moment += 1;
         let end = state.moment;
-        state.scans.push(Scanned { start, end, values });
+        state.scans.push(Scanned { quorum, start, end, values });
     }
 
     /// The operations, in the order they started.
@@ -196,7 +241,8 @@ pub mod by_hand {
     pub fn put(start: u64, end: u64, value: ValueId, timestamp: u64) -> Operation {
         let timestamp = Timestamp::from_u64(timestamp);
         let outcome = Outcome::Acknowledged { at_least: timestamp, at_most: timestamp };
-        Operation { number: 0, node: 0, key: 0, action: Action::Put(value), start, end: Some(end), outcome }
+        let (action, quorum, end) = (Action::Put(value), Quorum::new(2, 3), Some(end));
+        Operation { number: 0, node: 0, key: 0, action, quorum, start, end, outcome }
     }
 
     /// An acknowledged deletion at `timestamp`.

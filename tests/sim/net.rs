@@ -1,6 +1,6 @@
 //! The network: every message is encoded, delayed, perhaps lost, repeated, overtaken or cut off, and decoded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use super::trace::Trace;
 use crate::trace;
 
 /// How messages fare.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Weather {
     /// The longest that most messages take.
     pub delay_max: Duration,
@@ -65,6 +65,10 @@ struct State {
     weather: Weather,
     /// Pairs (from, to) between which nothing gets through.
     cut: BTreeSet<(usize, usize)>,
+    /// When each pair that was cut was last let through again.
+    mended: BTreeMap<(usize, usize), Instant>,
+    /// Since when messages fare as they do.
+    weather_since: Instant,
     request_id: u64,
 }
 
@@ -108,6 +112,8 @@ impl SimNet {
             seats: vec![Seat::default(); names.len()],
             weather: Weather::fair(),
             cut: BTreeSet::new(),
+            mended: BTreeMap::new(),
+            weather_since: Instant::now(),
             request_id: 0,
         };
         Self { shared: Arc::new(Shared { names, rng, trace, state: Mutex::new(state) }) }
@@ -135,22 +141,42 @@ impl SimNet {
 
     /// Sets how messages fare from now on.
     pub fn set_weather(&self, weather: Weather) {
-        self.shared.state.lock().weather = weather;
+        let mut state = self.shared.state.lock();
+        state.weather = weather;
+        state.weather_since = Instant::now();
     }
 
     /// Lets nothing through from one node to another, or lets it through again.
     pub fn set_cut(&self, from: usize, to: usize, cut: bool) {
-        let pairs = &mut self.shared.state.lock().cut;
+        let mut state = self.shared.state.lock();
         if cut {
-            pairs.insert((from, to));
-        } else {
-            pairs.remove(&(from, to));
+            state.cut.insert((from, to));
+        } else if state.cut.remove(&(from, to)) {
+            state.mended.insert((from, to), Instant::now());
         }
+    }
+
+    /// Whether anything is cut.
+    pub fn is_cut_anywhere(&self) -> bool {
+        !self.shared.state.lock().cut.is_empty()
+    }
+
+    /// Whether messages between two nodes have arrived both ways, each soon, since `since`.
+    pub fn is_good_since(&self, one: usize, other: usize, since: Instant) -> bool {
+        let state = self.shared.state.lock();
+        let is_fair = state.weather.lost == 0.0 && state.weather.slow == 0.0 && state.weather_since <= since;
+        let is_open = |pair| {
+            !state.cut.contains(&pair) && state.mended.get(&pair).is_none_or(|mended| *mended <= since)
+        };
+        one == other || (is_fair && is_open((one, other)) && is_open((other, one)))
     }
 
     /// Lets everything through.
     pub fn heal(&self) {
-        self.shared.state.lock().cut.clear();
+        let mut state = self.shared.state.lock();
+        for pair in std::mem::take(&mut state.cut) {
+            state.mended.insert(pair, Instant::now());
+        }
     }
 
     fn is_cut(&self, from: usize, to: usize) -> bool {

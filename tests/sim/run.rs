@@ -13,9 +13,12 @@ use tracing_subscriber::fmt::time::FormatTime;
 
 use super::checker_values;
 use super::checker_versions;
+use super::checker_versions::Promises;
+use super::checks;
 use super::faults::{self, Faults};
-use super::history::{Outcome, key_of};
-use super::member::Starter;
+use super::history::{Action, Outcome, key_of};
+use super::member::{How, Starter};
+use super::shape::Shape;
 use super::workload::{self, Client};
 use super::world::World;
 use crate::trace;
@@ -26,10 +29,12 @@ const HEAL_PATIENCE: Duration = Duration::from_secs(120);
 const HINTS_PATIENCE: Duration = Duration::from_secs(60);
 
 /// All that a seed decides before the run starts.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     pub seed: u64,
-    pub nodes: usize,
+    /// Whether real nodes run, or toys.
+    pub is_real: bool,
+    pub shape: Shape,
     pub storm: Duration,
     pub clients: u64,
     pub keys: usize,
@@ -37,20 +42,27 @@ pub struct Options {
     pub think_ms_max: u64,
     pub mix: Mix,
     pub memtable_size: usize,
-    pub network_timeout: Duration,
+    pub hints_bytes_max: u64,
     pub clock_skew_max: Duration,
     pub pool_delay_max: Duration,
     pub faults: Faults,
+    /// Whether all events are kept, not only the last ones.
+    pub trace: bool,
 }
 
 /// How often clients ask for what, relative to each other.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Mix {
     pub puts: u64,
     pub deletes: u64,
     pub batches: u64,
     pub scans: u64,
+    pub delete_ranges: u64,
     pub gets: u64,
+    /// The share of requests that say their own W or R.
+    pub own_quorums: f64,
+    /// The share of those that are sloppy.
+    pub sloppy: f64,
     /// The share of puts whose values are written for a time.
     pub expiring: f64,
 }
@@ -58,7 +70,7 @@ pub struct Mix {
 impl Mix {
     /// The sum of all.
     pub fn total(&self) -> u64 {
-        self.puts + self.deletes + self.batches + self.scans + self.gets
+        self.puts + self.deletes + self.batches + self.scans + self.delete_ranges + self.gets
     }
 }
 
@@ -82,12 +94,18 @@ impl Options {
     pub fn swarm(seed: u64) -> Self {
         let rng = Rng::from_seed(seed ^ 0x5EED_0F09_710A_5000);
         let faults = Faults::swarm(&rng);
-        let mut options = Self {
+        let network_timeout = Duration::from_millis(rng.below(300..1500));
+        let shape = Shape::draw(&rng, network_timeout, faults.damages());
+        Self {
             seed,
-            nodes: 3,
+            is_real: true,
             storm: Duration::from_secs(60),
             clients: rng.below(2..6),
-            keys: rng.below(2..9) as usize,
+            keys: match rng.below(0..4) {
+                0 => rng.below(9..60),
+                1 if rng.chance(0.4) => rng.below(60..201),
+                _ => rng.below(2..9),
+            } as usize,
             value_len_max: [64, 400, 2000][rng.below(0..3) as usize],
             think_ms_max: [60, 200, 500][rng.below(0..3) as usize],
             mix: Mix {
@@ -95,82 +113,72 @@ impl Options {
                 deletes: [0, 10, 25][rng.below(0..3) as usize],
                 batches: [0, 5, 15][rng.below(0..3) as usize],
                 scans: [0, 2][rng.below(0..2) as usize],
+                delete_ranges: [0, 0, 1][rng.below(0..3) as usize],
                 gets: 45,
-                expiring: 0.0,
+                own_quorums: [0.0, 0.0, 0.3][rng.below(0..3) as usize],
+                sloppy: [0.0, 0.3][rng.below(0..2) as usize],
+                expiring: [0.0, 0.2, 0.6][rng.below(0..3) as usize],
             },
             memtable_size: [8 << 10, 16 << 10, 64 << 10][rng.below(0..3) as usize],
-            network_timeout: Duration::from_millis(rng.below(300..1500)),
+            hints_bytes_max: [1 << 30, 1 << 30, 1 << 30, 4 << 10][rng.below(0..4) as usize],
             clock_skew_max: Duration::from_millis(500),
             pool_delay_max: Duration::from_micros([1000, 4000, 20_000][rng.below(0..3) as usize]),
+            shape: Shape::plain(3, network_timeout),
             faults,
-        };
-        options.mix.expiring = [0.0, 0.2, 0.6][rng.below(0..3) as usize];
-        options
+            trace: std::env::var_os("SIM_TRACE").is_some(),
+        }
+        .with_shape(shape)
     }
 
-    /// The options of a seed in search of one mistake: what the mistake needs is always on.
-    #[cfg(feature = "planted-mistakes")]
-    pub fn directed(seed: u64, mistake: kvstore::env::Mistake) -> Self {
-        use kvstore::env::Mistake;
-        let mut options = Self::swarm(seed);
-        options.storm = Duration::from_secs(30);
-        options.think_ms_max = options.think_ms_max.min(100);
-        options.keys = options.keys.min(4);
-        if mistake != Mistake::ExpiredForgotten {
-            options.mix.expiring = 0.0;
+    /// The same over another ring.
+    #[must_use]
+    pub fn with_shape(mut self, shape: Shape) -> Self {
+        self.shape = shape;
+        if self.shape.nodes.len() == 1 {
+            // A node alone has nobody to be rebuilt from: its disk loses nothing that was synced.
+            self.faults = Faults {
+                wipes: false,
+                wipes_in_turn: false,
+                rot: false,
+                swaps: false,
+                copies: false,
+                restores: false,
+                set_backs: false,
+                ..self.faults
+            };
         }
-        let faults = &mut options.faults;
-        match mistake {
-            Mistake::AckBeforeSync | Mistake::DirectoryNotSynced => faults.power_cuts = true,
-            Mistake::HintCountsAsAck => (faults.partitions, faults.crashes) = (true, true),
-            Mistake::ReplicaStampsItsOwnTime => faults.clock_offsets = true,
-            Mistake::NoWriteBack => faults.weather.lost = 0.1,
-            Mistake::EmptyDiskVotes => {
-                options.clients = 5;
-                options.mix = Mix { puts: 50, gets: 50, ..Mix::default() };
-                options.faults = Faults { wipes_apart: true, ..Faults::none() };
-            }
-            Mistake::RebuildMarkForgotten => (faults.wipes, faults.crash_in_rebuild) = (true, true),
-            Mistake::LogCutAtFirstBadFrame => faults.rot = true,
-            Mistake::RetryUnderNewTimestamp => {
-                faults.weather.slow = 0.1;
-                options.keys = 1;
-                options.mix.deletes = 0;
-            }
-            Mistake::TimestampReusedAfterRestart => {
-                // Many keys, so that what the last writes before the crash wrote can be read in the end.
-                options.keys = 64;
-                options.value_len_max = 64;
-                options.pool_delay_max = Duration::from_millis(20);
-                options.clients = 6;
-                options.think_ms_max = 3;
-                options.storm = Duration::from_secs(16);
-                options.mix = Mix { puts: 50, gets: 50, ..Mix::default() };
-                options.network_timeout = Duration::from_millis(300);
-                options.clock_skew_max = Duration::from_secs(5);
-                options.faults = Faults { turn_backs: true, ..Faults::none() };
-            }
-            Mistake::ExpiredForgotten => {
-                // Keys that are left alone for long enough, and tables that are compacted as often as can be.
-                (options.keys, options.clients) = (32, 5);
-                (options.memtable_size, options.value_len_max) = (8 << 10, 2000);
-                options.mix = Mix { puts: 40, gets: 50, expiring: 0.5, ..Mix::default() };
-                options.faults = Faults::none();
-            }
-        }
-        options
+        self
+    }
+
+    /// The smallest W whose acknowledgements every fault of the run leaves on a disk.
+    pub fn needed_min(&self) -> usize {
+        if self.faults.damages() { self.shape.replicas() / 2 + 1 } else { 1 }
     }
 
     /// The same for toy registers, which know no standing, no hints and no marks of their clock.
     pub fn toy(seed: u64) -> Self {
         let mut options = Self::swarm(seed);
         options.storm = Duration::from_secs(20);
+        options.is_real = false;
+        options.shape = Shape::plain(3, Duration::from_secs(1));
+        options.keys = options.keys.min(8);
         options.think_ms_max = 60;
-        (options.mix.scans, options.mix.expiring) = (0, 0.0);
-        options.faults.wipes = false;
-        options.faults.rot = false;
-        options.faults.sync_failures = false;
-        options.faults.clock_jumps = false;
+        options.mix =
+            Mix { scans: 0, delete_ranges: 0, own_quorums: 0.0, sloppy: 0.0, expiring: 0.0, ..options.mix };
+        let Faults { crashes, power_cuts, partitions, one_way, .. } = options.faults;
+        let Faults { clock_offsets, clock_drift, weather, gap_max, down_max, .. } = options.faults;
+        options.faults = Faults {
+            crashes,
+            power_cuts,
+            partitions,
+            one_way,
+            clock_offsets,
+            clock_drift,
+            weather,
+            gap_max,
+            down_max,
+            ..Faults::none()
+        };
         options
     }
 }
@@ -262,9 +270,10 @@ fn report(world: &World) -> Report {
     let history = &world.shared.history;
     let operations = history.operations();
     world.shared.trace.draw(&world.shared.rng);
+    let needed_min = world.shared.options.needed_min();
     let mut wrong = world.wrongs();
-    wrong.extend(checker_versions::check(&operations, &history.scans()));
-    wrong.extend(checker_values::check(&operations));
+    wrong.extend(checker_versions::check(&operations, &history.scans(), Promises { needed_min }));
+    wrong.extend(checker_values::check(&operations, needed_min));
     let answered = operations
         .iter()
         .filter(|operation| matches!(operation.outcome, Outcome::Acknowledged { .. } | Outcome::Seen(_)));
@@ -296,7 +305,8 @@ async fn calm(world: &World) -> bool {
         }
         return false;
     }
-    sleep(Duration::from_secs(2)).await; // until each has heard of the others
+    // Until each has heard of the others, and the last stragglers have hints.
+    sleep(world.shared.options.shape.timeout_max() * 3 + Duration::from_secs(2)).await;
     // Clocks that had run ahead gave timestamps that the others may still refuse.
     let up = world.all_up().into_iter().filter_map(|node| world.up(node));
     let clocks: Vec<Timestamp> = up.map(|(member, _)| member.clock()).collect();
@@ -331,33 +341,62 @@ async fn until(patience: Duration, holds: impl Fn() -> bool) -> bool {
     true
 }
 
-/// Reads every key at every node, twice; then all replicas must hold the same.
+/// How many times keys are read at nodes in the end, beside one read of each key.
+const LAST_READS: usize = 120;
+
+/// Looks whether replicas are equal; reads every key once, which must make those equal that were not; writes at every node;
+/// reads many keys at many nodes; and looks whether all that was held is given back.
 async fn ask_last_questions(world: &World) {
     trace!(world.shared.trace, "last questions");
-    for _ in 0..2 {
-        for node in 0..world.len() {
-            for key in 0..world.shared.options.keys {
-                if !workload::read(world, node, key).await {
-                    world.wrong(format!("healed, but key {key} cannot be read at node {node}"));
-                }
-            }
-            if world.shared.options.mix.scans > 0 && !workload::scan(world, node).await {
-                world.wrong(format!("healed, but node {node} cannot scan"));
-            }
+    let options = &world.shared.options;
+    checks::converged(world, "before any read", |key| world.may_be_uneven(key));
+    let read = async |node: usize, key: usize| {
+        let majority = Some(options.shape.replicas() / 2 + 1);
+        let how = How { quorum: majority, sloppy: false };
+        if !workload::read(world, node, key, how).await {
+            world.wrong(format!("healed, but key {key} cannot be read at node {node}"));
         }
-        sleep(Duration::from_secs(2)).await;
+    };
+    for key in 0..options.keys {
+        read(key % world.len(), key).await;
     }
-    for key in 0..world.shared.options.keys {
-        let Some((member, _)) = world.up(0) else {
-            world.wrong("node 0 went down in the calm".to_owned());
+    sleep(Duration::from_secs(2)).await;
+    checks::converged(world, "after a read", |_| false);
+    for node in 0..world.len() {
+        if let Some((member, _)) = world.up(node)
+            && !member.health().problems.is_empty()
+        {
+            world.wrong(format!("healed, but node {node} is not ready: {:?}", member.health()));
+        }
+        let value = (1 << 50) | node as u64;
+        let item = (node % options.keys, Action::Put(value));
+        if !workload::write(world, node, vec![item], How::default()).await {
+            world.wrong(format!("healed, but nothing can be written at node {node}"));
+        }
+        if options.is_real && workload::scan(world, node, How::default()).await.is_none() {
+            world.wrong(format!("healed, but node {node} cannot scan"));
+        }
+    }
+    let all = world.len() * options.keys;
+    for number in (0..all).step_by(all.div_ceil(LAST_READS)) {
+        read(number / options.keys, number % options.keys).await;
+    }
+    sleep(Duration::from_secs(2)).await;
+    for key in (0..options.keys).step_by(options.keys.div_ceil(20)) {
+        let Some((member, _)) = world.up(key % world.len()) else {
+            world.wrong("a node went down in the calm".to_owned());
             return;
         };
         let mut states = member.explain(key_of(key)).await;
         let count = states.len();
         let all = format!("{states:?}");
         states.dedup();
-        if count != world.len() || states.len() != 1 || matches!(states[0], ReplicaState::Unreachable(_)) {
+        if count != options.shape.replicas()
+            || states.len() != 1
+            || matches!(states[0], ReplicaState::Unreachable(_))
+        {
             world.wrong(format!("replicas of key {key} differ in the end: {all}"));
         }
     }
+    checks::at_rest(world).await;
 }

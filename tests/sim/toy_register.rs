@@ -22,7 +22,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::history::Outcome;
-use super::member::{Health, Member, Start, Starter};
+use super::member::{Health, How, Member, Start, Starter};
+use super::shape::name_of;
 
 const QUORUM: usize = 2;
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -83,8 +84,7 @@ pub fn starter(bug: Bug) -> Starter {
 
 impl Toy {
     fn open(start: Start, bug: Bug) -> std::io::Result<Self> {
-        let Start { node, options, env, transport } = start;
-        let name = |node: usize| NodeId::from_canonical(&format!("10.0.0.{}:8081", node + 1));
+        let Start { node, options, env, transport, .. } = start;
         let path = Path::new("/log");
         let log = if env.fs.exists(path)? { env.fs.open_write(path)? } else { env.fs.create(path)? };
         if bug != Bug::DirectoryNotSynced {
@@ -101,10 +101,10 @@ impl Toy {
         }
         let hlc = Hlc::unlimited(env.clock.clone(), Duration::from_secs(60));
         hlc.recover(newest);
-        let peers = (0..options.nodes).map(name).collect();
+        let peers = (0..options.shape.nodes.len()).map(name_of).collect();
         let records = Mutex::new(records);
         Ok(Self {
-            shared: Arc::new(Shared { own: name(node), peers, env, transport, hlc, log, records, bug }),
+            shared: Arc::new(Shared { own: name_of(node), peers, env, transport, hlc, log, records, bug }),
         })
     }
 
@@ -275,15 +275,15 @@ impl Member for Toy {
         Arc::new(self.clone())
     }
 
-    fn write(&self, items: Vec<(Key, Mutation)>) -> BoxFuture<Vec<Outcome>> {
+    fn write(&self, items: Vec<(Key, Mutation)>, _: How) -> BoxFuture<Vec<Outcome>> {
         Box::pin(self.clone().write(items))
     }
 
-    fn read(&self, key: Key) -> BoxFuture<Result<Option<Record>, String>> {
+    fn read(&self, key: Key, _: How) -> BoxFuture<Result<Option<Record>, String>> {
         Box::pin(self.clone().read(key))
     }
 
-    fn scan(&self) -> BoxFuture<Result<Vec<(Key, Value)>, String>> {
+    fn scan(&self, _: How) -> BoxFuture<Result<Vec<(Key, Value)>, String>> {
         Box::pin(async { Err("a register knows no scans".to_owned()) })
     }
 

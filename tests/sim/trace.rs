@@ -27,9 +27,9 @@ struct State {
 }
 
 impl Trace {
-    /// An empty trace that starts now. Keeps everything when `SIM_TRACE` is set.
-    pub fn new() -> Self {
-        let kept = if std::env::var_os("SIM_TRACE").is_some() { usize::MAX } else { EVENTS_KEPT };
+    /// An empty trace that starts now.
+    pub fn new(keeps_all: bool) -> Self {
+        let kept = if keeps_all { usize::MAX } else { EVENTS_KEPT };
         Self {
             state: Arc::new(Mutex::new(State { hash: 0, events: 0, last: VecDeque::new(), kept })),
             start: Instant::now(),

@@ -456,7 +456,9 @@ impl VersionSet {
         }
         self.current.store(Arc::new(next));
         let stays: BTreeSet<u64> = edit.added.iter().map(|(_, meta)| meta.number).collect();
-        for (level, number) in edit.removed.iter().filter(|(_, number)| !stays.contains(number)) {
+        let keeps_all = self.env.planted.has(Mistake::ObsoleteTablesKept);
+        let is_obsolete = |number: &u64| !stays.contains(number) && !keeps_all;
+        for (level, number) in edit.removed.iter().filter(|(_, number)| is_obsolete(number)) {
             for table in current.level(*level).iter().filter(|table| table.meta().number == *number) {
                 table.mark_obsolete();
             }

@@ -31,7 +31,7 @@ impl Setting {
             pool: Pool::simulated(self.tasks.clone(), rng.fork(), Duration::from_micros(100)),
             rng,
             tasks: self.tasks.clone(),
-            planted: crate::env::Planted::default(),
+            planted: Planted::default(),
         };
         HintStore::open(&env, Path::new("/hints"), self.settings.clone()).unwrap()
     }

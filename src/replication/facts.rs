@@ -56,6 +56,8 @@ pub enum Alarm {
     Foreign {
         /// The directory it remembers.
         uuid: u128,
+        /// And that one's mark.
+        mark: Timestamp,
     },
     /// A peer remembers a later state of this directory.
     #[error("a peer remembers a later state of this directory: this disk was set back")]
@@ -71,6 +73,8 @@ struct Own {
     uuid: u128,
     /// Marks up to it are explained: found on the disk at the start, or made up for by a rebuild.
     explained: Timestamp,
+    /// Marks up to it are made up for, of whichever directory a peer remembers under this name.
+    settled: Timestamp,
     /// The mark on disk now.
     mark: Timestamp,
 }
@@ -80,7 +84,8 @@ struct Own {
 fn judge(claim: (u128, Timestamp), own: Own, is_former: bool, ours: bool) -> Option<Alarm> {
     let (uuid, mark) = claim;
     if uuid != own.uuid {
-        return (!is_former).then_some(Alarm::Foreign { uuid });
+        // A former directory may have been used again since, while this one was in another machine.
+        return (!is_former || mark > own.settled).then_some(Alarm::Foreign { uuid, mark });
     }
     let sound = mark <= own.explained || (ours && mark <= own.mark);
     (!sound).then_some(Alarm::SetBack { mark })
@@ -338,7 +343,12 @@ impl State {
 
     fn note(&mut self, alarm: Option<Alarm>) {
         match alarm {
-            Some(Alarm::Foreign { uuid }) if !self.former.contains(&uuid) => self.former.push(uuid),
+            Some(Alarm::Foreign { uuid, mark }) => {
+                if !self.former.contains(&uuid) {
+                    self.former.push(uuid);
+                }
+                self.claimed_mark = self.claimed_mark.max(mark);
+            }
             Some(Alarm::SetBack { mark }) => {
                 self.claimed_mark = self.claimed_mark.max(mark);
                 self.set_back = true;
@@ -401,10 +411,15 @@ impl Inner {
         }
         let (own, is_former) = self.identity.with(|identity| {
             let explained = self.clock.boot_mark().max(identity.settled_mark);
-            let own = Own { uuid: identity.uuid, explained, mark: self.clock.mark() };
+            let (settled, mark) = (identity.settled_mark, self.clock.mark());
+            let own = Own { uuid: identity.uuid, explained, settled, mark };
             (own, identity.former.contains(&claim.0))
         });
-        judge(claim, own, is_former, sound_before || self.clock.wrote(claim.1))
+        let alarm = judge(claim, own, is_former, sound_before || self.clock.wrote(claim.1));
+        alarm.filter(|alarm| match alarm {
+            Alarm::Foreign { .. } => !planted.has(Mistake::ForeignDiskNotNoticed),
+            Alarm::SetBack { .. } => !planted.has(Mistake::SetBackDiskNotNoticed),
+        })
     }
 }
 
@@ -413,7 +428,12 @@ mod tests {
     use super::*;
 
     fn own() -> Own {
-        Own { uuid: 1, explained: Timestamp::from_u64(10), mark: Timestamp::from_u64(20) }
+        Own {
+            uuid: 1,
+            explained: Timestamp::from_u64(10),
+            settled: Timestamp::from_u64(5),
+            mark: Timestamp::from_u64(20),
+        }
     }
 
     fn at(mark: u64) -> (u128, Timestamp) {
@@ -441,7 +461,7 @@ mod tests {
     #[test]
     fn another_directory_is_foreign_unless_a_rebuild_has_made_up_for_it() {
         let claim = (2, Timestamp::ZERO);
-        assert_eq!(judge(claim, own(), false, true), Some(Alarm::Foreign { uuid: 2 }));
+        assert_eq!(judge(claim, own(), false, true), Some(Alarm::Foreign { uuid: 2, mark: Timestamp::ZERO }));
         assert_eq!(judge(claim, own(), true, false), None);
     }
 
@@ -474,5 +494,15 @@ mod tests {
         assert_eq!(Past::of(&facts(1, 8, 0), None), Past::Unknown);
         let before = Remembered { run: 0, ..remembered };
         assert_eq!(Past::of(&facts(1, 8, 30), Some(&before)), Past::GoesOn, "heard by an older version");
+    }
+
+    #[test]
+    fn a_disk_that_returns_to_a_machine_has_not_made_up_for_what_was_written_there_meanwhile() {
+        // Two machines changed disks, were rebuilt, and changed them back: each disk remembered that it had made up for the
+        // other, voted at once, and lacked what its machine had acknowledged in between.
+        let at = |mark| (2, Timestamp::from_u64(mark));
+        assert_eq!(judge(at(5), own(), true, false), None);
+        let alarm = Alarm::Foreign { uuid: 2, mark: Timestamp::from_u64(6) };
+        assert_eq!(judge(at(6), own(), true, true), Some(alarm));
     }
 }

@@ -85,7 +85,7 @@ pub struct Identity {
     pub standing: Standing,
     /// Directories that peers remembered under this node's name, and that a rebuild has made up for.
     pub former: BTreeSet<u128>,
-    /// The highest mark that peers remembered of this directory and that a rebuild has made up for.
+    /// The highest mark that peers remembered of this directory, or of a former one, and that a rebuild has made up for.
     pub settled_mark: Timestamp,
     /// How far the rebuild under way has come.
     pub rebuild: BTreeMap<NodeId, Progress>,

@@ -114,7 +114,7 @@ settings! {
     wal_max_batch_size: Number(1, 65_536), Is("512"), "writes that share one sync, at most";
     bloom_bits_per_key: Number(1, 32), Is("10"), "bits of bloom filter a key; 10 let 1% of vain lookups through";
     bloom_size_l0: Number(64, 1 << 36), NOTHING, "bits of bloom filter a table of level 0, in place of bits a key";
-    bloom_size_l1: Number(64, 1 << 36), NOTHING, "bits of bloom filter a table of level 1, in place of bits a key";
+    bloom_size_l1: Number(64, 1 << 36), NOTHING, "bits of bloom filter a table of the first level below level 0, in place of bits a key";
 
     max_value_size: Size(1, GIB), Is("8MiB"), "the largest value";
     max_body_size: Size(KIB, 4 * GIB), Is("64MiB"), "the largest request body, so the largest batch";

@@ -7,7 +7,7 @@
 //!
 //! Whatever ends here looks for the next thing to do, and kicks the commit queue, which may have been waiting.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -264,7 +264,9 @@ impl Shared {
             background.is_quiet = written == background.records_written && self.queue.bytes() == 0;
             background.records_written = written;
             background.compaction_due = true; // time passes: values expire
-            let has_garbage = self.versions.has_obsolete() || !background.retired.is_empty();
+            let has_garbage = self.versions.has_obsolete()
+                || !background.retired.is_empty()
+                || (background.is_quiet && !background.recycled.is_empty());
             if has_garbage && !background.cleanup_running && !background.is_stopping {
                 background.cleanup_running = true;
                 let shared = self.clone();
@@ -277,6 +279,18 @@ impl Shared {
     fn cleanup_job(self: Arc<Self>) {
         self.versions.remove_obsolete();
         self.free_memtables();
+        let is_short = self.health.out_of_space.load(Ordering::Relaxed); // then the next log must find its space here
+        let unused = {
+            let mut background = self.background.lock();
+            if background.is_quiet && !is_short {
+                std::mem::take(&mut background.recycled)
+            } else {
+                Vec::new()
+            }
+        };
+        for path in unused {
+            self.remove_log(&path);
+        }
         self.background.lock().cleanup_running = false;
         self.after_background();
     }
@@ -354,7 +368,11 @@ impl Shared {
                 return;
             }
         }
-        if let Err(error) = self.env.fs.remove(&path) {
+        self.remove_log(&path);
+    }
+
+    fn remove_log(&self, path: &Path) {
+        if let Err(error) = self.env.fs.remove(path) {
             tracing::warn!(path = %path.display(), %error, "an obsolete log stays until the engine is opened again");
         }
     }

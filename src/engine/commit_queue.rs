@@ -14,8 +14,7 @@
 
 use std::collections::VecDeque;
 
-use parking_lot::Mutex;
-
+use super::sync::Mutex;
 use super::{Completion, Error, WriteBatch};
 use crate::types::Timestamp;
 
@@ -215,7 +214,12 @@ impl CommitQueue {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
     use super::*;
+    use crate::engine::interleave::{Work, explore};
+    use crate::engine::sync::AtomicUsize;
     use crate::types::{Key, Record, Value};
 
     fn batch(len: usize) -> WriteBatch {
@@ -279,5 +283,65 @@ mod tests {
         assert!(queue.push(batch(2_000), Box::new(|_| {})).is_ok());
         queue.close();
         assert!(matches!(queue.push(batch(1), Box::new(|_| {})), Err((Error::Closed, _))));
+    }
+
+    /// What the commit job does, with a pace that the background opens. Returns when no job is due.
+    fn work(queue: &CommitQueue, is_open: &AtomicUsize) {
+        loop {
+            if is_open.load(Ordering::SeqCst) == 0 {
+                queue.park();
+                // Progress made before the line above found a job running and kicked nothing.
+                if is_open.load(Ordering::SeqCst) == 0 || !queue.start() {
+                    return;
+                }
+                continue;
+            }
+            for write in queue.take_group(GROUP_BYTES_MAX) {
+                (write.done)(Ok(crate::engine::Written::default()));
+            }
+            if !queue.finish() {
+                return;
+            }
+        }
+    }
+
+    /// Two writers, and a background that makes progress at any moment: every write is committed, by whoever kicked last.
+    #[test]
+    fn no_write_is_left_waiting_in_any_order_of_steps() {
+        let runs = explore(
+            2,
+            || {
+                let queue = Arc::new(CommitQueue::new(10_000, 8));
+                let (is_open, told) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+                let writer = || -> Work {
+                    let (queue, is_open, told) = (queue.clone(), is_open.clone(), told.clone());
+                    Box::new(move || {
+                        let done = Box::new(move |_| {
+                            told.fetch_add(1, Ordering::SeqCst);
+                        });
+                        queue.push(batch(1), done).map_err(|(error, _)| error).unwrap();
+                        if queue.start() {
+                            work(&queue, &is_open);
+                        }
+                    })
+                };
+                let background: Work = {
+                    let (queue, is_open) = (queue.clone(), is_open.clone());
+                    Box::new(move || {
+                        is_open.store(1, Ordering::SeqCst);
+                        if queue.start() {
+                            work(&queue, &is_open);
+                        }
+                    })
+                };
+                let works = vec![writer(), writer(), background];
+                ((queue, told), works)
+            },
+            |(queue, told)| {
+                assert_eq!(told.load(Ordering::SeqCst), 2, "a writer waits for ever");
+                assert_eq!((queue.peek(), queue.bytes(), queue.oldest()), (Next::Nothing, 0, None));
+            },
+        );
+        assert!(runs > 100, "{runs} runs");
     }
 }

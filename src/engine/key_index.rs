@@ -16,9 +16,9 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicPtr;
 
 use super::arena::{LARGE_PAGE, ask_for_large_pages};
+use super::sync::AtomicPtr;
 
 /// One bucket for this many bytes of a memtable, or up to twice as many buckets: a sixteenth to an eighth of its size, and
 /// small records still make chains of two or three.

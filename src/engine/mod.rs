@@ -54,6 +54,8 @@ pub mod db;
 pub mod duplicate;
 mod error;
 pub mod files;
+#[cfg(test)]
+mod interleave;
 pub mod internal_key;
 pub mod iter;
 mod key_index;
@@ -64,6 +66,7 @@ mod recovery;
 mod skiplist;
 mod space;
 pub mod sst;
+mod sync;
 mod sync_times;
 pub mod verify;
 pub mod version;

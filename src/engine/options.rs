@@ -78,7 +78,7 @@ pub struct Options {
     pub bloom_bits_per_key: usize,
     /// Bits of bloom filter of a table in level 0, in place of `bloom_bits_per_key`.
     pub bloom_size_l0: Option<usize>,
-    /// Bits of bloom filter of a table in level 1, in place of `bloom_bits_per_key`.
+    /// Bits of bloom filter of a table in the first level below level 0, in place of `bloom_bits_per_key`.
     pub bloom_size_l1: Option<usize>,
     /// When a write is acknowledged.
     pub durability: Durability,

@@ -34,9 +34,8 @@ use std::cmp::Ordering as Order;
 use std::fmt;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _};
 use rand_xoshiro::Xoshiro256PlusPlus;
 use smallvec::SmallVec;
@@ -46,6 +45,7 @@ use super::internal_key::{EXPIRY_LEN, Kind, Stored};
 use super::iter::EntryRef;
 use super::key_index::KeyIndex;
 use super::sst::bloom;
+use super::sync::{AtomicPtr, AtomicU64, AtomicUsize, Mutex};
 use crate::types::{Record, Timestamp};
 
 /// Enough for 4^12 entries, which is more than a memtable holds.
@@ -534,5 +534,7 @@ unsafe fn entry_of<'a>(cell: *mut Cell) -> Option<EntryRef<'a>> {
     }
 }
 
+#[cfg(test)]
+mod interleavings;
 #[cfg(test)]
 mod tests;

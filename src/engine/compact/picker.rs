@@ -1,13 +1,21 @@
 //! `CompactionPicker`: which tables to rewrite next. Pure.
 //!
 //! ```text
-//! score   L0: tables / l0_files_max      deeper: bytes / limit      the highest from 1.0 on is picked
-//! limit   L1: four memtables             each deeper level: ten times the one above      L6: none
+//! score   L0: tables / l0_files_max *)   deeper: bytes / target      the highest from 1.0 on is picked
+//! target  L6: none      above it: a tenth of the level below, down to the *base* level      above the base: nothing
 //!
-//! L0      ├──a──┤  ├───c───┤             a and what overlaps it, and what overlaps that, go together
-//!            ├──b──┤          ├─d─┤      (a, b, c), with what they overlap of L1
-//! L1+     the first table behind the level's pointer, round and round, with what it overlaps below
+//! L0      ├──a──┤  ├───c───┤             a and what overlaps it, and what overlaps that, go together to the
+//!            ├──b──┤          ├─d─┤      base level (a, b, c), with what they overlap there
+//! deeper  the first table behind the level's pointer, round and round, with what it overlaps below
 //! ```
+//!
+//! *) half as many more while the base level is the last and has outgrown two of what a base level holds at least: a compaction of L0 then
+//! rewrites the whole store.
+//!
+//! The sizes follow from the last level's, so that nearly everything lies there and at most a ninth of it above, whatever there is.
+//! The base level is the uppermost whose target is at least four memtables: a small store has only L0 and L6. Levels above
+//! the base hold something only after the store has shrunk, or was written by a version that filled levels from the top; they are
+//! emptied. (Source: Dong et al., "Optimizing Space Amplification in RocksDB", CIDR 2017, section 3.2.1.)
 //!
 //! A table that nothing below overlaps is moved, not rewritten, unless a good part of it is garbage that can go.
 //!
@@ -48,10 +56,14 @@ use crate::types::Timestamp;
 
 /// How much larger each level is than the one above.
 const LEVEL_FACTOR: u64 = 10;
-/// Memtables that level 1 holds.
+/// Memtables that the base level holds at least, unless it is the last.
 const BASE_MEMTABLES: u64 = 4;
 /// A table is rewritten for the sake of its garbage once one part in this many of it is garbage.
 const GARBAGE_PART: u64 = 4;
+/// An idle engine brings down what lies above the last level once that is more than one part in this many of it.
+const UPPER_PART: u64 = 8;
+/// A compaction installs what it has written every so many tables.
+const STEP_TABLES: u64 = 2;
 /// No table that a compaction writes is larger, but for one with a single huge value.
 const TABLE_BYTES_MAX: u64 = 64 << 20;
 
@@ -60,7 +72,7 @@ const TABLE_BYTES_MAX: u64 = 64 << 20;
 pub struct Limits {
     /// L0 is compacted from this many tables on.
     pub l0_files_max: usize,
-    /// Bytes of L1.
+    /// The least that a level between L0 and the last is worth having for, in bytes.
     pub base_bytes: u64,
     /// Bytes of a table that a compaction writes.
     pub table_bytes: u64,
@@ -77,10 +89,9 @@ impl Limits {
         }
     }
 
-    /// Bytes that a deeper level should hold.
-    pub fn level_bytes(&self, level: Level) -> u64 {
-        let factor = LEVEL_FACTOR.saturating_pow((level.number() as u32).saturating_sub(1));
-        self.base_bytes.saturating_mul(factor)
+    /// Bytes of a level that a compaction rewrites before it installs what it has: the space it needs for itself.
+    pub fn step_bytes(&self) -> u64 {
+        self.table_bytes.saturating_mul(STEP_TABLES)
     }
 }
 
@@ -113,16 +124,56 @@ pub struct Plan<T> {
     pub is_move: bool,
 }
 
+/// How much each level should hold, as it follows from how much there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Targets {
+    /// Where compactions of L0 go. Levels between L0 and it should be empty.
+    pub base: Level,
+    /// L0 is compacted from this many tables on.
+    l0_files: usize,
+    /// Bytes of each level from the base on; of the last one there is no bound.
+    bytes: [u64; LEVELS],
+}
+
+impl Targets {
+    /// The targets that go with these tables.
+    pub fn of<T: Pickable>(levels: &[Vec<T>; LEVELS], limits: &Limits) -> Self {
+        let largest = levels[1..].iter().map(|tables| bytes(tables)).max().unwrap_or(0);
+        let (l0_files, mut target) = (limits.l0_files_max, largest);
+        let mut targets = Self { base: Level::LAST, l0_files, bytes: [0; LEVELS] };
+        targets.bytes[Level::LAST.number()] = u64::MAX;
+        while let Some(above) = targets.base.above().filter(|above| *above > Level::L0) {
+            target /= LEVEL_FACTOR;
+            if target < limits.base_bytes {
+                break;
+            }
+            targets.base = above;
+            targets.bytes[above.number()] = target;
+        }
+        if targets.base == Level::LAST && largest > limits.base_bytes.saturating_mul(2) {
+            targets.l0_files += limits.l0_files_max / 2; // each compaction of L0 rewrites all there is
+        }
+        targets
+    }
+
+    /// Where tables of a level are compacted to; nothing for the last.
+    pub fn output(&self, level: Level) -> Option<Level> {
+        level.below().map(|below| below.max(self.base))
+    }
+}
+
 /// How badly a level wants a compaction: from 1.0 on.
 pub fn score<T: Pickable>(levels: &[Vec<T>; LEVELS], level: Level, limits: &Limits) -> f64 {
     let tables = &levels[level.number()];
+    let targets = Targets::of(levels, limits);
     if level == Level::L0 {
-        return tables.len() as f64 / limits.l0_files_max as f64;
+        return tables.len() as f64 / targets.l0_files as f64;
     }
-    if level == Level::LAST {
-        return 0.0;
+    if level < targets.base {
+        let held = bytes(tables);
+        return if held == 0 { 0.0 } else { 1.0 + held as f64 / limits.base_bytes as f64 };
     }
-    bytes(tables) as f64 / limits.level_bytes(level) as f64
+    bytes(tables) as f64 / targets.bytes[level.number()] as f64
 }
 
 fn bytes<T: Pickable>(tables: &[T]) -> u64 {
@@ -189,7 +240,24 @@ impl CompactionPicker<'_> {
             Level::L0 => self.pick_l0(levels),
             level => self.pick_deeper(levels, level),
         });
-        by_size.or_else(|| self.pick_garbage(levels))
+        by_size.or_else(|| self.pick_garbage(levels)).or_else(|| self.pick_upper(levels))
+    }
+
+    /// While nobody writes: what lies above the last level, if that is much beside what lies there. It may all be newer
+    /// records of keys that the last level has, too.
+    fn pick_upper<T: Pickable>(&self, levels: &[Vec<T>; LEVELS]) -> Option<Plan<T>> {
+        let [upper @ .., last] = levels;
+        let held: u64 = upper.iter().map(|tables| bytes(tables)).sum();
+        if !self.garbage.is_idle || held.saturating_mul(UPPER_PART) < bytes(last) {
+            return None;
+        }
+        Level::all().find_map(|level| match level {
+            Level::L0 => {
+                let tables = whole_tables_of_l0(levels);
+                tables.iter().find_map(|start| self.plan(levels, level, overlapping_group(&tables, start)))
+            }
+            level => self.pick_deeper(levels, level),
+        })
     }
 
     fn pick_deeper<T: Pickable>(&self, levels: &[Vec<T>; LEVELS], level: Level) -> Option<Plan<T>> {
@@ -280,9 +348,9 @@ impl CompactionPicker<'_> {
         })
     }
 
-    /// Adds what `tables` overlap in the level below; `None` if a table involved is damaged.
+    /// Adds what `tables` overlap in the level that they go to; `None` if a table involved is damaged.
     fn plan<T: Pickable>(&self, levels: &[Vec<T>; LEVELS], level: Level, tables: Vec<T>) -> Option<Plan<T>> {
-        let output = level.below()?;
+        let output = Targets::of(levels, self.limits).output(level)?;
         let smallest = tables.iter().map(|table| &table.meta().smallest).min()?;
         let largest = tables.iter().map(|table| &table.meta().largest).max()?;
         let below: Vec<T> = levels[output.number()]
@@ -355,24 +423,18 @@ fn overlapping_group<T: Pickable>(tables: &[T], start: &T) -> Vec<T> {
     }
 }
 
-/// Everything, into the level that has room for it; `None` when it lies in one deeper level already.
-pub fn pick_all<T: Pickable>(
-    levels: &[Vec<T>; LEVELS],
-    limits: &Limits,
-    drop_tombstones: bool,
-) -> Option<Plan<T>> {
+/// Everything, into the last level; `None` when it lies in one deeper level already.
+pub fn pick_all<T: Pickable>(levels: &[Vec<T>; LEVELS], drop_tombstones: bool) -> Option<Plan<T>> {
     let deepest = Level::all().rev().find(|level| !levels[level.number()].is_empty())?;
     let alone = Level::all().all(|level| level == deepest || levels[level.number()].is_empty());
     let tombstones = levels.iter().flatten().any(|table| table.meta().tombstones > 0);
     if alone && deepest != Level::L0 && !(drop_tombstones && tombstones) {
         return None;
     }
-    let total = levels.iter().map(|tables| bytes(tables)).sum::<u64>();
-    let roomy = Level::all().skip(1).find(|level| limits.level_bytes(*level) >= total).unwrap_or(Level::LAST);
     let inputs = Level::all()
         .flat_map(|level| levels[level.number()].iter().map(move |table| (level, table.clone())))
         .collect();
-    Some(Plan { inputs, output: roomy.max(deepest), is_move: false })
+    Some(Plan { inputs, output: Level::LAST, is_move: false })
 }
 
 #[cfg(test)]
@@ -468,7 +530,7 @@ mod tests {
                 prop_assert!(levels.iter().flatten().any(|table| table.is_damaged), "only where damage is in the way");
                 return Ok(());
             }
-            prop_assert_eq!(source.below(), Some(plan.output));
+            prop_assert_eq!(Targets::of(&levels, &LIMITS).output(source), Some(plan.output));
             prop_assert!(score(&levels, source, &LIMITS) >= 1.0);
             let picked = |level: Level, table: &Drawn| plan.inputs.contains(&(level, table.clone()));
             let from_source: Vec<_> = plan.inputs.iter().filter(|(level, _)| *level == source).map(|(_, t)| t).collect();
@@ -487,7 +549,7 @@ mod tests {
 
         #[test]
         fn a_compaction_of_everything_leaves_one_level(levels in any_levels()) {
-            match pick_all(&levels, &LIMITS, false) {
+            match pick_all(&levels, false) {
                 Some(plan) => {
                     prop_assert_eq!(plan.inputs.len(), levels.iter().map(Vec::len).sum::<usize>());
                     prop_assert!(plan.output > Level::L0);
@@ -498,9 +560,15 @@ mod tests {
         }
     }
 
-    fn levels_with(l0: Vec<Drawn>, l1: Vec<Drawn>) -> [Vec<Drawn>; LEVELS] {
+    fn levels_with(l0: Vec<Drawn>, last: Vec<Drawn>) -> [Vec<Drawn>; LEVELS] {
         let mut levels: [Vec<Drawn>; LEVELS] = Default::default();
-        (levels[0], levels[1]) = (l0, l1);
+        (levels[0], levels[Level::LAST.number()]) = (l0, last);
+        levels
+    }
+
+    fn levels_with_l1(l1: Vec<Drawn>) -> [Vec<Drawn>; LEVELS] {
+        let mut levels: [Vec<Drawn>; LEVELS] = Default::default();
+        levels[1] = l1;
         levels
     }
 
@@ -520,7 +588,7 @@ mod tests {
     #[test]
     fn a_level_is_compacted_round_and_round() {
         let l1 = vec![table(1, 10, 20, 90), table(2, 30, 40, 90), table(3, 50, 60, 90)];
-        let levels = levels_with(Vec::new(), l1);
+        let levels = levels_with_l1(l1);
         for (pointer, picked) in [(0, 1), (20, 2), (40, 3), (60, 1)] {
             let pointers: [Bytes; LEVELS] = std::array::from_fn(|_| vec![pointer].into());
             let plan = CompactionPicker { limits: &LIMITS, pointers: &pointers, garbage: Garbage::default() }
@@ -534,12 +602,12 @@ mod tests {
     fn a_damaged_table_does_not_keep_others_from_being_compacted() {
         let mut l1 = vec![table(1, 10, 20, 90), table(2, 30, 40, 90)];
         l1[0].is_damaged = true;
-        let levels = levels_with(Vec::new(), l1.clone());
+        let levels = levels_with_l1(l1.clone());
         let picker =
             CompactionPicker { limits: &LIMITS, pointers: &Default::default(), garbage: Garbage::default() };
         assert_eq!(numbers(&picker.pick(&levels).unwrap()), [2]);
         l1[1].is_damaged = true;
-        assert_eq!(picker.pick(&levels_with(Vec::new(), l1)), None);
+        assert_eq!(picker.pick(&levels_with_l1(l1)), None);
     }
 
     #[test]
@@ -554,5 +622,108 @@ mod tests {
             CompactionPicker { limits: &LIMITS, pointers: &Default::default(), garbage: Garbage::default() };
         let plan = picker.pick(&levels).unwrap();
         assert_eq!((numbers(&plan), plan.output), (vec![2, 4], Level::L0));
+    }
+
+    /// What a compaction would do: nothing is ever hidden by something newer, and tombstones go only where that is certain.
+    fn carry_out(levels: &mut [Vec<Drawn>; LEVELS], plan: &Plan<Drawn>, next: &mut u64) {
+        for (level, table) in &plan.inputs {
+            levels[level.number()].retain(|other| other != table);
+        }
+        let metas = || plan.inputs.iter().map(|(_, table)| &table.meta);
+        let output = &mut levels[plan.output.number()];
+        if plan.is_move {
+            output.extend(plan.inputs.iter().map(|(_, table)| table.clone()));
+        } else {
+            let is_alone = plan.inputs.len() == 1 && plan.inputs[0].0 == plan.output;
+            let low = metas().map(|meta| meta.smallest[0]).min().unwrap();
+            let high = metas().map(|meta| meta.largest[0]).max().unwrap();
+            let bytes: u64 = metas().map(|meta| meta.size).sum();
+            let wanted = if plan.output == Level::L0 { 1 } else { bytes.div_ceil(LIMITS.table_bytes) };
+            let tables = wanted.clamp(1, (u64::from(high - low) / 2).max(1));
+            let tombstones = if is_alone { 0 } else { metas().map(|meta| meta.tombstones).sum::<u64>() };
+            let entries = metas().map(|meta| meta.entries).sum::<u64>().max(tombstones);
+            let bound = |part: u64| low + (u64::from(high - low) * part / tables) as u8;
+            for part in 0..tables {
+                *next += 1;
+                let start = bound(part) + u8::from(part > 0);
+                let mut made = table(*next, start, bound(part + 1), (bytes / tables).max(1));
+                made.meta.entries = (entries / tables).max(1);
+                made.meta.tombstones = (tombstones / tables).min(made.meta.entries);
+                made.meta.oldest = metas().map(|meta| meta.oldest).min().unwrap();
+                made.meta.newest = metas().map(|meta| meta.newest).max().unwrap();
+                output.push(made);
+            }
+        }
+        if plan.output != Level::L0 {
+            output.sort_by(|a, b| a.meta.smallest.cmp(&b.meta.smallest));
+            assert!(output.windows(2).all(|pair| pair[0].meta.largest < pair[1].meta.smallest), "{output:?}");
+        }
+    }
+
+    proptest! {
+        /// A store that tables are flushed to, busy at first and idle in the end.
+        #[test]
+        fn picking_comes_to_an_end_with_every_level_within_its_target(
+            flushes in proptest::collection::vec((any::<u8>(), any::<u8>(), 1u64..90, 0u64..11, 0u64..50), 1..60),
+            drops_tombstones: bool, begun in any_levels(),
+        ) {
+            // What an earlier version left: levels filled from the top.
+            let mut levels = begun;
+            for table in levels.iter_mut().flatten() {
+                table.is_damaged = false;
+            }
+            let (mut next, mut compactions) = (1_000, 0);
+            let count = flushes.len();
+            for (number, (a, b, size, tombstones, age)) in flushes.into_iter().enumerate() {
+                next += 1;
+                let mut flushed = table(next, a.min(b), a.max(b), size);
+                (flushed.meta.entries, flushed.meta.tombstones) = (10, tombstones.min(10));
+                flushed.meta.newest = Timestamp::from_u64(100 + number as u64);
+                flushed.meta.oldest = Timestamp::from_u64(100 + number as u64 - age);
+                levels[0].push(flushed);
+                let garbage = Garbage { drops_tombstones, is_idle: number + 1 == count, ..Garbage::default() };
+                let pointers: [Bytes; LEVELS] = Default::default();
+                let picker = CompactionPicker { limits: &LIMITS, pointers: &pointers, garbage };
+                let mut steps = 0;
+                while let Some(plan) = picker.pick(&levels) {
+                    carry_out(&mut levels, &plan, &mut next);
+                    steps += 1;
+                    prop_assert!(steps < 1_000, "it does not come to an end");
+                }
+                compactions += steps;
+            }
+            let targets = Targets::of(&levels, &LIMITS);
+            for level in Level::all() {
+                prop_assert!(score(&levels, level, &LIMITS) < 1.0, "{level:?} in {levels:?}");
+                prop_assert!(level == Level::L0 || level >= targets.base || levels[level.number()].is_empty());
+            }
+            let [upper @ .., last] = &levels;
+            let above: u64 = upper.iter().map(|tables| bytes(tables)).sum();
+            prop_assert!(above * UPPER_PART < bytes(last) || above == 0, "{above} above {}", bytes(last));
+            if drops_tombstones {
+                let left = levels.iter().flatten().find(|table| table.meta.tombstones * GARBAGE_PART >= table.meta.entries.max(1));
+                prop_assert!(left.is_none(), "tombstones are left in {left:?}");
+            }
+            prop_assert!(compactions < 40 * count + 100, "{compactions} compactions for {count} tables");
+        }
+    }
+
+    #[test]
+    fn the_base_level_is_the_uppermost_that_is_worth_having() {
+        let held = |size| levels_with(Vec::new(), vec![table(1, 0, 9, size)]);
+        let base = |size| Targets::of(&held(size), &LIMITS).base.number();
+        assert_eq!([0, 999, 1_000, 9_999, 10_000, 1 << 40].map(base), [6, 6, 5, 5, 4, 1]);
+        let targets = Targets::of(&held(12_345), &LIMITS);
+        assert_eq!((targets.bytes[4], targets.bytes[5]), (123, 1_234));
+        assert_eq!(targets.output(Level::L0), Level::new(4));
+        assert_eq!(
+            targets.output(Level::new(2).unwrap()),
+            Level::new(4),
+            "what lies above the base is brought there"
+        );
+        assert_eq!(
+            (targets.output(Level::new(5).unwrap()), targets.output(Level::LAST)),
+            (Some(Level::LAST), None)
+        );
     }
 }

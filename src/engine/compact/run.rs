@@ -24,18 +24,24 @@ const STEP_BYTES: usize = 256 << 10;
 /// what its own compaction will have to rewrite.
 const GRANDPARENT_TABLES_MAX: u64 = 10;
 
-/// How tables of a level are built. `is_bottom`: no deeper level holds anything.
-pub fn build_settings(options: &Options, level: Level, is_bottom: bool) -> BuildSettings {
-    let in_all = match level.number() {
-        0 => options.bloom_size_l0,
-        1 => options.bloom_size_l1,
+/// How tables of a level are built. `base` is where compactions of L0 go, `last_bytes` what the last level holds.
+pub fn build_settings(
+    options: &Options,
+    limits: &Limits,
+    level: Level,
+    base: Level,
+    last_bytes: u64,
+) -> BuildSettings {
+    let in_all = match level {
+        Level::L0 => options.bloom_size_l0,
+        level if level == base => options.bloom_size_l1,
         _ => None,
     };
-    // L0 and L1 are rewritten too often to be worth a costly codec, even where nothing lies below them.
-    let is_last = level == Level::LAST || (is_bottom && level.number() >= 2);
+    // A store of few memtables is rewritten too often to be worth a costly codec.
+    let is_settled = level == Level::LAST && last_bytes > limits.base_bytes;
     BuildSettings {
         sparse_index_interval: options.sparse_index_interval.max(1),
-        compression: if is_last { Compression::Zstd } else { Compression::Lz4 },
+        compression: if is_settled { Compression::Zstd } else { Compression::Lz4 },
         bloom: in_all.map_or(BloomBits::PerKey(options.bloom_bits_per_key), BloomBits::InAll),
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! L0   tables as they were flushed; they may overlap      at most a few: reads look at each
-//! L1   4 memtables' worth  ─┐
-//! L2   ten times as much    ├ tables of one level never overlap: reads look at one a level
-//! …                        ─┘
-//! L6   the rest
+//! …    empty               ─┐
+//! L4   a tenth of L5        ├ tables of one level never overlap: reads look at one a level
+//! L5   a tenth of L6        │
+//! L6   nearly everything   ─┘
 //! ```
 //!
 //! A [`Version`] never changes: a reader holds one and waits for nobody; a table that a compaction replaced is
@@ -62,6 +62,11 @@ impl Level {
     /// The level below, unless this is the last.
     pub fn below(self) -> Option<Self> {
         Self::new(self.number() + 1)
+    }
+
+    /// The level above this one.
+    pub fn above(self) -> Option<Self> {
+        self.0.checked_sub(1).map(Self)
     }
 }
 

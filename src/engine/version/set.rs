@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 
 use super::manifest::{self, ManifestWriter, manifest_number, sync_dir};
 use super::{LEVELS, Level, Version, VersionEdit};
-use crate::engine::compact::picker::{self, CompactionPicker, Garbage, Limits, Plan};
+use crate::engine::compact::picker::{self, CompactionPicker, Garbage, Limits, Plan, Targets};
 use crate::engine::compact::run::{Compactor, build_settings, merge_inputs};
 use crate::engine::compact::steps::{self, Step};
 use crate::engine::iter::{EntryRef, InternalIterator};
@@ -224,7 +224,7 @@ impl VersionSet {
         let compactor = Compactor {
             env: &self.env,
             dir: &self.dir,
-            settings: build_settings(&self.options, Level::L0, false),
+            settings: build_settings(&self.options, &self.limits, Level::L0, Level::LAST, 0),
             limits: &self.limits,
             range: &KeyRange::all(),
             is_l0: true,
@@ -269,7 +269,7 @@ impl VersionSet {
     /// Picks a compaction of everything into one level; `None` when there is nothing to do or one is under way.
     pub fn pick_all(&self) -> Option<Compaction> {
         let drops = self.options.tombstones == TombstonePolicy::DropWhenUncovered;
-        self.pick_with(|version| picker::pick_all(version.levels(), &self.limits, drops))
+        self.pick_with(|version| picker::pick_all(version.levels(), drops))
     }
 
     fn pick_with(&self, pick: impl FnOnce(&Version) -> Option<Plan<Arc<SstReader>>>) -> Option<Compaction> {
@@ -325,7 +325,8 @@ impl VersionSet {
         let from_source = plan.inputs.iter().filter(|(level, _)| *level == source);
         let pointer = from_source.map(|(_, table)| table.meta().largest.clone()).max().unwrap_or_default();
         let free = if plan.is_move { u64::MAX } else { self.free_space()? };
-        let steps = steps::steps(&plan, free).map_err(|needed| Error::NoSpace { free, needed })?;
+        let steps = steps::steps(&plan, free, self.limits.step_bytes())
+            .map_err(|needed| Error::NoSpace { free, needed })?;
         let Plan { mut inputs, output, is_move } = plan;
         let read: u64 = inputs.iter().map(|(_, table)| table.meta().size).sum();
         let mut written = 0;
@@ -372,11 +373,12 @@ impl VersionSet {
         share: &dyn Fn() -> f64,
     ) -> Result<Vec<SstMeta>, Error> {
         let version = self.current();
-        let is_bottom = Level::all().skip(output.number() + 1).all(|level| version.level(level).is_empty());
+        let base = Targets::of(version.levels(), &self.limits).base;
+        let last_bytes = version.level(Level::LAST).iter().map(|table| table.meta().size).sum();
         let compactor = Compactor {
             env: &self.env,
             dir: &self.dir,
-            settings: build_settings(&self.options, output, is_bottom),
+            settings: build_settings(&self.options, &self.limits, output, base, last_bytes),
             limits: &self.limits,
             range,
             is_l0: output == Level::L0,

@@ -92,7 +92,7 @@ fn walks_beside_a_group_of_inserts_see_whole_entries_in_order() {
                 let writer: Work = {
                     let list = list.clone();
                     Box::new(move || {
-                        drop(list.insert(&[entry("c", 4), entry("b", 2), entry("a", 9), entry("b", 7)]))
+                        drop(list.insert(&[entry("c", 4), entry("b", 2), entry("a", 9), entry("b", 7)]));
                     })
                 };
                 let walker: Work = {

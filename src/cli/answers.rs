@@ -42,6 +42,8 @@ pub struct ClusterStatus {
     pub ranges: u32,
     /// `MAX_CLOCK_SKEW`; none from an older node.
     pub clock_skew_max_ms: Option<u64>,
+    /// How far the ring's time is ahead of its wall clocks.
+    pub ring_ahead_ms: u64,
     /// Whether the node listens beyond loopback and asks nobody for a token.
     pub open_to_all: bool,
 }
@@ -62,8 +64,20 @@ pub struct Member {
     pub hint_bytes: u64,
     /// Its clock minus that of the node asked.
     pub clock_offset_ms: Option<i64>,
+    /// When its clock was last out of bounds, if within the last hour.
+    pub clock_was_off: Option<ClockWasOff>,
     /// Why it is refused as a peer.
     pub mismatch: Option<String>,
+}
+
+/// That a member's clock was out of bounds.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub struct ClockWasOff {
+    /// By how much.
+    pub ms: i64,
+    /// How long ago.
+    pub seconds_ago: u64,
 }
 
 /// `GET /ring`.

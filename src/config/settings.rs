@@ -137,7 +137,7 @@ settings! {
     cluster_secret_file: Text("a file that others may not read"), NOTHING, "holds the secret, in place of CLUSTER_SECRET";
     allow_world_readable_secrets: Text("true or false"), Is("false"),
         "true: files of secrets, tokens and keys may be readable by everyone on this machine, as Docker and compose mount them (mode 0444)";
-    max_clock_skew: Time(millis(1), seconds(3_600)), Is("500ms"), "timestamps further ahead than this are refused";
+    max_clock_skew: Time(millis(1), seconds(3_600)), Is("500ms"), "a node whose clock is further ahead of a majority's takes no writes";
 
     drain_delay: Time(Duration::ZERO, seconds(3_600)), Is("0"),
         "how long after SIGTERM /readyz says 503 while requests are still served, so that load balancers notice; at least 100ms";

@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::hlc::majority::Reading;
 use crate::rpc::Facts;
 use crate::types::NodeId;
 use crate::util::ticker::{Ticker, Ticks};
@@ -116,6 +117,42 @@ impl ClockOffset {
     }
 }
 
+/// A peer's wall clock as it was at a moment of ours. The monotonic clock carries it on, so that a jump of this node's own
+/// wall clock changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PeerClock {
+    micros: u64,
+    at: Instant,
+    /// How far off it can be.
+    uncertainty: Duration,
+}
+
+impl PeerClock {
+    /// A reading this good is better than any older one.
+    const GOOD: Duration = Duration::from_millis(20);
+    /// A worse one replaces it after this time.
+    const KEPT: Duration = Duration::from_secs(5);
+
+    fn of_answer(micros: u64, sent: Instant, answered: Instant) -> Self {
+        let half = answered.duration_since(sent) / 2;
+        Self { micros, at: sent + half, uncertainty: half }
+    }
+
+    /// Whether this one is to be relied on instead of an earlier one: an answer that was long under way says little.
+    fn replaces(&self, before: &Self) -> bool {
+        self.uncertainty <= before.uncertainty.max(Self::GOOD)
+            || self.at.saturating_duration_since(before.at) >= Self::KEPT
+    }
+
+    fn reading(&self, now: Instant) -> Reading {
+        let signed =
+            i128::from(self.micros) + now.saturating_duration_since(self.at).as_micros().cast_signed();
+        let uncertainty = self.uncertainty.as_micros().cast_signed();
+        let clamp = |micros: i128| u64::try_from(micros.max(0)).unwrap_or(u64::MAX);
+        Reading { earliest: clamp(signed - uncertainty), latest: clamp(signed + uncertainty) }
+    }
+}
+
 /// What this node believes of its peers. A clone is the same detector.
 #[derive(Debug, Clone)]
 pub struct FailureDetector {
@@ -140,6 +177,7 @@ struct Peer {
     believed: Liveness,
     facts: Option<(Facts, Instant)>,
     clock_offset: Option<ClockOffset>,
+    clock: Option<PeerClock>,
 }
 
 impl FailureDetector {
@@ -147,7 +185,8 @@ impl FailureDetector {
     pub fn new(peers: impl IntoIterator<Item = NodeId>) -> Self {
         let now = Instant::now();
         let evidence = Evidence::none(now);
-        let peer = || Peer { evidence, believed: evidence.liveness(now), facts: None, clock_offset: None };
+        let believed = evidence.liveness(now);
+        let peer = || Peer { evidence, believed, facts: None, clock_offset: None, clock: None };
         let shared = Shared {
             peers: Mutex::new(peers.into_iter().map(|node| (node, peer())).collect()),
             changes: Ticker::default(),
@@ -247,8 +286,30 @@ impl FailureDetector {
         self.tell(changed);
     }
 
-    pub(super) fn on_clock_offset(&self, node: &NodeId, offset: ClockOffset) {
-        self.with(node, Instant::now(), |peer| peer.clock_offset = Some(offset));
+    /// What the wall clocks of the peers that are alive say now.
+    pub fn clock_readings(&self) -> Vec<Reading> {
+        let now = Instant::now();
+        let peers = self.shared.peers.lock();
+        let alive = peers.values().filter(|peer| peer.evidence.liveness(now) == Liveness::Alive);
+        alive.filter_map(|peer| Some(peer.clock?.reading(now))).collect()
+    }
+
+    /// What `node`'s wall clock says now, going by what was heard last.
+    pub fn clock_reading(&self, node: &NodeId) -> Option<Reading> {
+        Some(self.shared.peers.lock().get(node)?.clock?.reading(Instant::now()))
+    }
+
+    /// `node` answered now what was sent at `sent`: our wall clock then, its wall clock when it answered, in microseconds.
+    pub fn on_clock(&self, node: &NodeId, ours: u64, theirs: u64, sent: Instant) {
+        let now = Instant::now();
+        let offset = ClockOffset::estimate(ours, theirs, now.duration_since(sent));
+        let clock = PeerClock::of_answer(theirs, sent, now);
+        self.with(node, now, |peer| {
+            peer.clock_offset = Some(offset);
+            if peer.clock.is_none_or(|before| clock.replaces(&before)) {
+                peer.clock = Some(clock);
+            }
+        });
     }
 
     /// Waits for peers to be pinged out of turn. Cancel-safe.
@@ -369,6 +430,18 @@ mod tests {
         assert_eq!(offset.ahead_at_least_micros(), 1_999_500);
         let offset = ClockOffset::estimate(3_000_000, 1_000_500, ms(1));
         assert_eq!(offset.micros, -2_000_000);
+    }
+
+    #[test]
+    fn a_peers_clock_runs_on_and_an_answer_that_was_long_under_way_does_not_blur_it() {
+        let start = Instant::now();
+        let clock = PeerClock::of_answer(1_000_000, start, start + ms(2));
+        let reading = clock.reading(start + ms(11));
+        assert_eq!(reading, Reading { earliest: 1_009_000, latest: 1_011_000 });
+        let slow = PeerClock::of_answer(1_500_000, start, start + ms(900));
+        assert!(clock.replaces(&slow) && !slow.replaces(&clock));
+        let later = PeerClock::of_answer(9_000_000, start + ms(5000), start + ms(5900));
+        assert!(later.replaces(&clock), "better than nothing for long");
     }
 
     fn node(name: &str) -> NodeId {

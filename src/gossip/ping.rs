@@ -15,7 +15,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::detector::{ClockOffset, DEAD_AFTER, FailureDetector, Liveness};
+use super::detector::{DEAD_AFTER, FailureDetector, Liveness};
 use crate::rpc::{Error, Facts, ReplicaRequest, ReplicaResponse, Request, Transport};
 use crate::types::{NodeId, Timestamp};
 use crate::util::shutdown::ShutdownListener;
@@ -93,8 +93,7 @@ impl PingLoop {
             };
             detector.note_alive(&peer);
             if let ReplicaResponse::Pong(facts) = response.body {
-                let (ours, theirs) = (our_wall.micros(), facts.wall.micros());
-                detector.on_clock_offset(&peer, ClockOffset::estimate(ours, theirs, sent.elapsed()));
+                detector.on_clock(&peer, our_wall.micros(), facts.wall.micros(), sent);
                 detector.on_facts(&peer, facts.clone());
                 node.on_pong(&peer, response.clock, &facts);
             }
@@ -114,6 +113,7 @@ pub(super) mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::gossip::ClockOffset;
     use crate::rpc::{BoxFuture, Response};
     use crate::util::shutdown::Shutdown;
 

@@ -205,8 +205,10 @@ impl ClockKeeper {
                 return;
             }
             state.writing = true;
-            // The clock may have been set back since: a mark never is.
-            Slot { sequence: state.sequence + 1, mark: self.shared.hlc.next_mark().max(state.durable) }
+            // The clock may have been set back since, or stand still: a mark rises all the same, since peers tell
+            // by it what this disk has lived through.
+            let mark = self.shared.hlc.next_mark().max(state.durable.next());
+            Slot { sequence: state.sequence + 1, mark }
         };
         let shared = self.shared.clone();
         self.shared.pool.submit(Lane::Aside, move || shared.write(slot));

@@ -118,6 +118,9 @@ struct Readiness<'a> {
     reasons: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     checks: Option<Vec<CheckView<'a>>>,
+    /// How far the ring's time is ahead of its wall clocks: no reason not to be ready, and worth knowing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ring_ahead_seconds: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -144,7 +147,9 @@ pub fn readyz(door: &Door, request: &Request<Incoming>) -> Result<Response<Body>
         (StatusCode::SERVICE_UNAVAILABLE, "not ready")
     };
     let each = || checks.iter().map(CheckView::of).collect();
-    let body = Readiness { status, reasons, checks: verbose.then(each) };
+    let ahead = door.api.opened().filter(|_| verbose).and_then(Coordinator::ring_ahead);
+    let ring_ahead_seconds = ahead.map(|ahead| ahead.as_secs_f64());
+    let body = Readiness { status, reasons, checks: verbose.then(each), ring_ahead_seconds };
     let mut response = answer::json(code, &body);
     answer::retry_later(&mut response);
     Ok(response)
@@ -343,6 +348,8 @@ struct ClusterStatus<'a> {
     ready: bool,
     clock: u64,
     clock_skew_max_ms: u64,
+    /// How far the ring's time is ahead of its wall clocks, which were ahead once.
+    ring_ahead_ms: u64,
     /// Whether the node listens beyond loopback and asks nobody for a token.
     open_to_all: bool,
     /// Always: what VikDB's clients look for before they write.
@@ -360,7 +367,15 @@ pub(super) struct NodeView<'a> {
     hints_pending: u64,
     hint_bytes: u64,
     clock_offset_ms: Option<i64>,
+    /// By how much its clock was last seen out of bounds within the last hour, and how long ago that was.
+    clock_was_off: Option<ClockWasOff>,
     mismatch: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ClockWasOff {
+    ms: i64,
+    seconds_ago: u64,
 }
 
 impl<'a> NodeView<'a> {
@@ -372,6 +387,7 @@ impl<'a> NodeView<'a> {
             hints_pending: node.hints_pending,
             hint_bytes: node.hint_bytes,
             clock_offset_ms: node.clock_offset_ms,
+            clock_was_off: node.clock_was_off.map(|(ms, ago)| ClockWasOff { ms, seconds_ago: ago.as_secs() }),
             mismatch: node.mismatch.as_deref(),
         }
     }
@@ -401,6 +417,7 @@ pub fn cluster_status(door: &Door) -> Result<Response<Body>, Fault> {
         ready: problems(&checks(door)).is_empty(),
         clock: coordinator.clock().as_u64(),
         clock_skew_max_ms: coordinator.clock_skew_max().as_millis() as u64,
+        ring_ahead_ms: coordinator.ring_ahead().unwrap_or_default().as_millis() as u64,
         open_to_all: door.api.shared.settings.is_open_to_all(),
         replication: true,
         is_leader: true,

@@ -99,13 +99,13 @@ impl Fault {
             | Self::Checkpoint(CheckpointError::Busy)
             | Self::Write(WriteError::NotSent(
                 NotSent::TooFewReplicas { .. }
-                | NotSent::ClockBehind
+                | NotSent::ClockAhead(_)
                 | NotSent::NotReady(_)
                 | NotSent::Overloaded,
             ))
             | Self::Read(ReadError::NotSent(
                 NotSent::TooFewReplicas { .. }
-                | NotSent::ClockBehind
+                | NotSent::ClockAhead(_)
                 | NotSent::NotReady(_)
                 | NotSent::Overloaded,
             )) => StatusCode::SERVICE_UNAVAILABLE,
@@ -137,6 +137,8 @@ pub fn of_batch<'a>(failures: impl Iterator<Item = &'a WriteError>) -> StatusCod
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::http::answer;
     use crate::replication::Acks;
@@ -156,7 +158,7 @@ mod tests {
     fn not_sent() -> [NotSent; 4] {
         [
             NotSent::TooFewReplicas { needed: 2, reachable: 1, total: 3 },
-            NotSent::ClockBehind,
+            NotSent::ClockAhead(Duration::from_secs(1)),
             NotSent::NotReady("stopping".to_owned()),
             NotSent::Overloaded,
         ]
@@ -217,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_as_bad_as_its_worst_item() {
-        let nothing = WriteError::NotSent(NotSent::ClockBehind);
+        let nothing = WriteError::NotSent(NotSent::ClockAhead(Duration::from_secs(1)));
         let code = |items: &[WriteError]| of_batch(items.iter()).as_u16();
         assert_eq!(code(&[nothing.clone(), unknown()]), 504);
         assert_eq!(code(&[nothing.clone(), WriteError::NoSpace]), 503);

@@ -63,7 +63,7 @@ pub(super) fn open(config: &Config, env: &Env, own: &NodeId, ring: &Ring) -> Res
         save(env, dir, &identity)?;
     }
     if !env.planted.has(Mistake::TimestampReusedAfterRestart) {
-        clock.hlc().recover(newest);
+        clock.hlc().follow(newest);
     }
     tracing::info!(node = %own, boot = identity.boot, standing = ?identity.standing, "directory opened");
     let identity = IdentityFile::new(env, part(dir, IDENTITY), identity);

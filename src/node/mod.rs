@@ -48,7 +48,8 @@ use crate::replication::identity::IdentityFile;
 use crate::replication::replica::Replica;
 use crate::replication::standing::StandingKeeper;
 use crate::replication::{
-    Coordinator, FactsSource as _, LocalStore, Parts, Peers, Phase, Settings, Shared, Standing, StandingCell,
+    Clocks, Coordinator, FactsSource as _, LocalStore, Parts, Peers, Phase, Settings, Shared, Standing,
+    StandingCell,
 };
 use crate::rpc::{Facts, Handler, Transport};
 use crate::types::{NodeId, Timestamp};
@@ -160,8 +161,12 @@ impl Node {
         if env.planted.has(Mistake::EmptyDiskVotes) {
             standing.set(Standing::Voting);
         }
-        let peers: Vec<_> =
-            ring.membership().members().iter().map(|m| m.id.clone()).filter(|id| *id != own).collect();
+        let members = ring.membership().members();
+        if !alone && !env.planted.has(Mistake::PeerSkewNotChecked) {
+            let place = members.iter().position(|member| member.id == own);
+            clock.hlc().join_ring(place.expect("this node is a member"));
+        }
+        let peers: Vec<_> = members.iter().map(|m| m.id.clone()).filter(|id| *id != own).collect();
         let detector = FailureDetector::new(peers.iter().cloned());
         let facts = FactsKeeper::new(&env, identity.clone(), clock.clone(), standing.clone(), hints.clone());
         let checkpoints = checkpoints::NodeCheckpoints::new(
@@ -187,6 +192,7 @@ impl Node {
             env,
         });
         shared.set_checkpoints(Arc::new(checkpoints));
+        shared.clocks.tell_ahead(); // in a ring not before clocks were compared
         let stop = Shutdown::default();
         let loops = start_loops(&shared, &clock, &facts, identity, transport, peers, &stop);
         shared.set_phase(Phase::Serving);
@@ -355,7 +361,7 @@ fn start_loops(
     if peers.is_empty() {
         return loops;
     }
-    let pings = Arc::new(NodePings { clock: clock.clone(), facts: facts.clone() });
+    let pings = Arc::new(NodePings { clocks: shared.clocks.clone(), facts: facts.clone() });
     loops.push(tasks.spawn(PingLoop::new(shared.detector.clone(), transport, pings).run(stop.listener())));
     loops.push(tasks.spawn(facts.clone().run(stop.listener())));
     let keeper = StandingKeeper::new(shared.clone(), facts.clone(), identity);
@@ -394,13 +400,13 @@ async fn look_after_engines(shared: Arc<Shared>, mut stop: ShutdownListener) {
 /// What the ping loop asks of this node.
 #[derive(Debug)]
 struct NodePings {
-    clock: ClockKeeper,
+    clocks: Clocks,
     facts: FactsKeeper,
 }
 
 impl Pings for NodePings {
     fn clock(&self) -> Timestamp {
-        self.clock.hlc().now()
+        self.clocks.hlc().now()
     }
 
     fn facts_for(&self, peer: &NodeId) -> Facts {
@@ -408,8 +414,8 @@ impl Pings for NodePings {
     }
 
     fn on_pong(&self, peer: &NodeId, clock: Timestamp, facts: &Facts) {
-        // Too far ahead: the detector's clock offsets say so, and writes stop when a majority is.
-        let _ = self.clock.hlc().observe(clock);
+        self.clocks.on_pong(peer);
+        let _ = self.clocks.hear(peer, clock); // refused: the peer itself learns why from our answers
         self.facts.on_pong(peer, facts);
     }
 }

@@ -73,7 +73,7 @@ impl StoppedNode {
         let data = part(dir, DATA);
         let (engine, recovery) =
             Engine::open(env, &data, options).map_err(|source| directory::engine_error(&data, source))?;
-        clock.hlc().recover(recovery.newest);
+        clock.hlc().follow(recovery.newest);
         Ok(Self { engine, clock, identity, lock: Mutex::new(Some(lock)) })
     }
 

@@ -1,6 +1,7 @@
 //! What the doors (HTTP, tests, the simulation) ask of a coordinator, and what it answers.
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -87,9 +88,10 @@ pub enum NotSent {
         /// N.
         total: usize,
     },
-    /// A majority of the peers is ahead of this node's clock by more than `MAX_CLOCK_SKEW`.
-    #[error("clock behind")]
-    ClockBehind,
+    /// This node's clock is ahead of a majority's by more than `MAX_CLOCK_SKEW`: what it stamped would win against
+    /// later writes of others.
+    #[error("this node's clock is {:.1} s ahead of a majority's", .0.as_secs_f64())]
+    ClockAhead(Duration),
     /// The node is starting or stopping.
     #[error("not ready: {0}")]
     NotReady(String),
@@ -248,6 +250,8 @@ pub struct NodeStatus {
     pub hint_bytes: u64,
     /// Its clock minus ours, in milliseconds, as of the last ping.
     pub clock_offset_ms: Option<i64>,
+    /// By how many milliseconds its clock was last seen out of bounds within the last hour, and how long ago.
+    pub clock_was_off: Option<(i64, Duration)>,
     /// Why it counts as unreachable though it answers (another ring, another secret).
     pub mismatch: Option<String>,
 }

@@ -22,6 +22,7 @@ use crate::cluster::{RangeId, Ring, Token};
 use crate::engine::EngineStats;
 use crate::env::Mistake;
 use crate::gossip::Liveness;
+use crate::hlc::majority::Verdict;
 use crate::rpc::{ReplicaRequest, ReplicaResponse};
 use crate::types::{Expiry, Key, NodeId, Record, Timestamp, Value};
 
@@ -153,7 +154,18 @@ impl Coordinator {
             Phase::Stopping => Some("the node is stopping"),
         };
         let voting = (!shared.standing.is_voting()).then_some("this disk is being rebuilt from its peers");
-        let clock = shared.is_clock_behind().then_some("clock behind");
+        let clock = match shared.clocks.verdict() {
+            Verdict::InBounds => None,
+            Verdict::Unchecked => Some("not compared with the clocks of a majority yet".to_owned()),
+            Verdict::Ahead(by) => Some(format!(
+                "{:.1} s ahead of the clocks of a majority: no writes are taken until it is put right",
+                by.as_secs_f64()
+            )),
+            Verdict::Behind(by) => Some(format!(
+                "{:.1} s behind the clocks of a majority: clock behind; this node goes by theirs",
+                by.as_secs_f64()
+            )),
+        };
         let (data, hints) = (shared.store.engine().stats(), shared.hints.engine_stats());
         let disk = if data.poisoned
             || hints.poisoned
@@ -166,11 +178,10 @@ impl Coordinator {
         } else {
             data.out_of_space.then(|| "out of space: values are refused, deletes make room".to_owned())
         };
-        [("recovered", recovered), ("voting", voting), ("clock", clock)]
-            .map(|(name, problem)| Check { name, problem: problem.map(str::to_owned) })
-            .into_iter()
-            .chain([Check { name: "disk", problem: disk }])
-            .collect()
+        let said = |problem: Option<&str>| problem.map(str::to_owned);
+        [("recovered", said(recovered)), ("voting", said(voting)), ("clock", clock), ("disk", disk)]
+            .map(|(name, problem)| Check { name, problem })
+            .to_vec()
     }
 
     /// Every member as this node sees it, itself included, sorted by name. Costs no I/O.
@@ -196,6 +207,7 @@ impl Coordinator {
             hints_pending,
             hint_bytes,
             clock_offset_ms: if own { Some(0) } else { clock_offset_ms },
+            clock_was_off: shared.clocks.was_off(node),
             mismatch: shared.peers.mismatch(node),
         }
     }
@@ -268,7 +280,12 @@ impl Coordinator {
         self.shared.hlc.now()
     }
 
-    /// How far ahead a timestamp may be.
+    /// How far the ring's time is ahead of its wall clocks, where they were ahead once and were put right.
+    pub fn ring_ahead(&self) -> Option<Duration> {
+        self.shared.clocks.ring_ahead()
+    }
+
+    /// How far a clock may be from a majority's.
     pub fn clock_skew_max(&self) -> Duration {
         self.shared.hlc.skew_max()
     }
@@ -325,15 +342,20 @@ impl Shared {
     /// Whether a write to the replicas of a range may start.
     ///
     /// # Errors
-    /// Fewer nodes than the quorum are known to be reachable and to count, or this clock is behind.
+    /// Fewer nodes than the quorum are known to be reachable and to count, or this clock is ahead of a majority's.
     pub(super) fn check_writable(
         &self,
         range: RangeId,
         needed: usize,
         mode: QuorumMode,
     ) -> Result<(), NotSent> {
-        if self.is_clock_behind() {
-            return Err(NotSent::ClockBehind);
+        match self.clocks.verdict() {
+            Verdict::InBounds | Verdict::Behind(_) => {}
+            Verdict::Ahead(by) => return Err(NotSent::ClockAhead(by)),
+            Verdict::Unchecked => {
+                let why = "the clock has not been compared with the clocks of a majority yet";
+                return Err(NotSent::NotReady(why.to_owned()));
+            }
         }
         let replicas = self.ring.primaries(range);
         let outlooks = self.outlooks(replicas, Instant::now());

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! Coordinator::put
-//!   │ not serving, clock behind a majority, MAX_INFLIGHT_BYTES taken,
+//!   │ not serving, clock ahead of a majority, MAX_INFLIGHT_BYTES taken,
 //!   ├──────── fewer than W replicas reachable and voting ──────────────────> NotSent (503): nothing was sent
 //!   │ one timestamp, once: Hlc::tick (waits for the clock's mark on disk where it must)
 //!   v
@@ -60,6 +60,7 @@
 pub mod api;
 mod batch;
 pub mod checkpoint;
+pub mod clocks;
 pub mod coordinator;
 mod expiry;
 pub mod facts;
@@ -83,6 +84,7 @@ mod write_groups;
 pub use crate::engine::{EngineStats, SyncTimes}; // for the doors, which know no engine
 pub use api::*;
 pub use checkpoint::{CheckpointError, CheckpointInfo, CheckpointName, Checkpoints};
+pub use clocks::Clocks;
 pub use coordinator::Coordinator;
 pub use hot_keys::{HotKey, Hottest};
 pub use local_store::LocalStore;

@@ -1,7 +1,7 @@
 //! Peers: the transport, with the clock on every message and an eye on who answers, and how fast.
 //!
 //! Every request carries this node's hybrid logical clock and moves it past the answer's. An answer whose
-//! clock is too far ahead counts as none: what it carries may be stamped by that clock. How long reads take is
+//! clock is not believed ([`Clocks::hear`]) counts as none: what it carries may be stamped by that clock. How long reads take is
 //! kept per peer as a moving average, so that the fastest is asked first and a slow one is noticed.
 
 use std::collections::BTreeMap;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Clocks;
 use super::shared::{Counters, count};
 use crate::gossip::FailureDetector;
 use crate::hlc::Hlc;
@@ -26,7 +27,7 @@ pub struct Peers {
 #[derive(Debug)]
 struct Inner {
     transport: Arc<dyn Transport>,
-    hlc: Arc<Hlc>,
+    clocks: Clocks,
     detector: FailureDetector,
     counters: Arc<Counters>,
     /// Moving average of a read's time, microseconds; 0 before the first. Relaxed: a hint for choosing.
@@ -70,13 +71,21 @@ impl Peers {
         detector: FailureDetector,
         members: impl IntoIterator<Item = &'a NodeId>,
     ) -> Self {
-        let latencies = members.into_iter().map(|node| (node.clone(), AtomicU64::new(0))).collect();
-        Self { inner: Arc::new(Inner { transport, hlc, detector, counters: Arc::default(), latencies }) }
+        let latencies: BTreeMap<_, _> =
+            members.into_iter().map(|node| (node.clone(), AtomicU64::new(0))).collect();
+        let counters = Arc::<Counters>::default();
+        let clocks = Clocks::new(hlc, detector.clone(), counters.clone(), latencies.len() + 1);
+        Self { inner: Arc::new(Inner { transport, clocks, detector, counters, latencies }) }
     }
 
     /// The counters that this side adds to.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.inner.counters
+    }
+
+    /// Whose clock is believed, how far.
+    pub fn clocks(&self) -> &Clocks {
+        &self.inner.clocks
     }
 
     /// Asks a peer, waiting at most `timeout`. A refusal is a failure.
@@ -87,13 +96,11 @@ impl Peers {
         timeout: Duration,
     ) -> Result<ReplicaResponse, Failure> {
         let inner = &*self.inner;
-        let request = Request { clock: inner.hlc.now(), body };
+        let request = Request { clock: inner.clocks.hlc().now(), body };
         match inner.transport.call(to, request, timeout).await {
             Ok(response) => {
                 inner.detector.note_alive(to);
-                if let Err(too_far) = inner.hlc.observe(response.clock) {
-                    count(&inner.counters.timestamps_refused, 1);
-                    tracing::warn!(peer = %to, error = %too_far, "an answer's clock was refused");
+                if let Err(too_far) = inner.clocks.hear(to, response.clock) {
                     return Err(Failure::ClockAhead { ahead_ms: too_far.ahead.as_millis() as u64 });
                 }
                 match response.body {

@@ -174,8 +174,8 @@ impl Rebuild {
             return Ok(());
         }
         count(&self.shared.counters.rebuilt_records, ours.len() as u64);
-        // The peer's clock, which was within bounds, is past all that its disk holds; so is ours from now on.
-        hlc.recover(ours.iter().map(|(_, record)| record.timestamp()).max().unwrap_or_default());
+        // The peer's clock, which was believed, is past all that its disk holds; so is ours from now on.
+        hlc.follow(ours.iter().map(|(_, record)| record.timestamp()).max().unwrap_or_default());
         self.shared.store.write(WriteBatch::from(ours)).await.map(drop)
     }
 }

@@ -1,10 +1,10 @@
 //! `Replica`: serves what peers ask of this node's disk (implements [`rpc::Handler`](Handler)).
 //!
 //! ```text
-//! request ── clock too far ahead? ──> Refused(TooFarAhead), counted; nothing is touched, the clock stays
+//! request ── clock not believed (`clocks`)? ──> Refused(TooFarAhead), counted; nothing is touched, the clock stays
 //!    │
 //!    ├─ Write       every key ours? ─no─> NotAReplica      stored and synced, whatever our standing: a
-//!    │              every timestamp in bounds? ─no─> TooFarAhead    rebuilding node must not miss new writes
+//!    │              every timestamp believed? ─no─> TooFarAhead    rebuilding node must not miss new writes
 //!    ├─ Read, ReadVersions   damaged? ─> Damaged: the asker goes to another replica and mends us
 //!    ├─ StoreHints  synced before the answer
 //!    └─ Scan, Ping
@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
 
-use super::shared::{Shared, count};
+use super::shared::Shared;
 use super::{expiry, scan};
 use crate::engine::{Error, WriteBatch, Written};
 use crate::env::Mistake;
@@ -66,24 +66,24 @@ impl Replica {
         request: Request,
     ) -> Result<ReplicaResponse, Refusal> {
         if let ReplicaRequest::Ping(facts) = request.body {
-            // A ping is heard whatever its clock says: that is how a node learns that its own is wrong.
-            let _ = shared.hlc.observe(request.clock);
+            // A ping is answered whatever its clock says: that is how a node learns that its own is wrong.
+            let _ = shared.clocks.hear(from, request.clock);
             // What was remembered of the peer before it spoke is what it must hear.
             let told = shared.facts.facts_for(from);
             shared.facts.on_facts(from, &facts);
             shared.detector.on_facts(from, facts);
             return Ok(ReplicaResponse::Pong(told));
         }
-        observe(shared, request.clock)?;
+        observe(shared, from, request.clock)?;
         match request.body {
             ReplicaRequest::Ping(_) => unreachable!("answered above"),
             ReplicaRequest::Write { origin, items } => {
-                check_items(shared, &items)?;
+                check_items(shared, from, &items)?;
                 let Applied { voting, written } = apply(shared, origin, items).await?;
                 Ok(ReplicaResponse::Written { voting, overtaken: written.overtaken })
             }
             ReplicaRequest::StoreHints { target, items } => {
-                observe_newest(shared, &items)?;
+                observe_newest(shared, from, &items)?;
                 shared.hints.store(&target, items).await.map_err(|error| refusal_of_hints(&error))?;
                 Ok(ReplicaResponse::HintsStored)
             }
@@ -199,29 +199,26 @@ pub(super) fn restamp(shared: &Shared, items: &mut [(Key, Record)]) {
     }
 }
 
-fn observe(shared: &Shared, clock: Timestamp) -> Result<(), Refusal> {
+fn observe(shared: &Shared, from: &NodeId, clock: Timestamp) -> Result<(), Refusal> {
     if shared.env.planted.has(Mistake::PeerSkewNotChecked) {
-        shared.hlc.recover(clock);
+        shared.hlc.follow(clock);
         return Ok(());
     }
-    shared.hlc.observe(clock).map_err(|too_far| {
-        count(&shared.counters.timestamps_refused, 1);
-        tracing::warn!(error = %too_far, "a peer's timestamp was refused");
-        Refusal::TooFarAhead { ahead_ms: too_far.ahead.as_millis() as u64 }
-    })
+    let heard = shared.clocks.hear(from, clock);
+    heard.map_err(|too_far| Refusal::TooFarAhead { ahead_ms: too_far.ahead.as_millis() as u64 })
 }
 
-fn observe_newest(shared: &Shared, items: &[(Key, Record)]) -> Result<(), Refusal> {
+fn observe_newest(shared: &Shared, from: &NodeId, items: &[(Key, Record)]) -> Result<(), Refusal> {
     let newest = items.iter().map(|(_, record)| record.timestamp()).max();
-    newest.map_or(Ok(()), |newest| observe(shared, newest))
+    newest.map_or(Ok(()), |newest| observe(shared, from, newest))
 }
 
-fn check_items(shared: &Shared, items: &[(Key, Record)]) -> Result<(), Refusal> {
+fn check_items(shared: &Shared, from: &NodeId, items: &[(Key, Record)]) -> Result<(), Refusal> {
     let ours = |key: &Key| shared.ring.primaries_of_key(key.as_bytes()).contains(&shared.own);
     if !items.iter().all(|(key, _)| ours(key)) {
         return Err(Refusal::NotAReplica);
     }
-    observe_newest(shared, items)
+    observe_newest(shared, from, items)
 }
 
 /// What a peer is told about a write that the engine did not take.

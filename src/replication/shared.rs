@@ -11,7 +11,7 @@
 //! Nothing here waits: it is state and small questions about it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use super::hot_keys::HotKeys;
 use super::late_versions::LateVersions;
 use super::quick_read::QuickReads;
 use super::write_groups::WriteGroups;
-use super::{LocalStore, Peers, StandingCell};
+use super::{Clocks, LocalStore, Peers, StandingCell};
 use crate::cluster::{Ring, Token};
 use crate::env::{Env, Rng};
 use crate::gossip::{FailureDetector, Liveness};
@@ -161,6 +161,8 @@ pub struct Shared {
     pub standing: StandingCell,
     /// The clock.
     pub hlc: Arc<Hlc>,
+    /// Whose clock is believed, how far.
+    pub clocks: Clocks,
     /// Raises the clock's mark.
     pub clock_keeper: Arc<dyn ClockKeeper>,
     /// What this node says of itself.
@@ -181,7 +183,6 @@ pub struct Shared {
     checkpoints: OnceLock<Arc<dyn Checkpoints>>,
     phase: AtomicU8,
     inflight_bytes: AtomicUsize,
-    clock_watch: ClockWatch,
 }
 
 /// Something for each replica of a key; no memory of its own while there are as few as there usually are.
@@ -224,15 +225,6 @@ pub fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
 
-/// The last verdict on whether this node's clock is behind, and when it was reached.
-#[derive(Debug)]
-struct ClockWatch {
-    started: Instant,
-    /// Milliseconds after `started` from which on the verdict is reached anew.
-    due_ms: AtomicU64,
-    behind: AtomicBool,
-}
-
 /// Bytes of requests in flight. Given back when dropped.
 #[derive(Debug)]
 pub struct InflightPermit {
@@ -269,8 +261,6 @@ impl Drop for InflightPermit {
 impl Shared {
     /// Background repairs at once: enough to never be short while peers are fast, and few when one is slow.
     pub const REPAIRS_MAX: usize = 1024;
-    /// How long a verdict on this node's clock is relied on.
-    const CLOCK_WATCH_EVERY: Duration = Duration::from_millis(100);
 
     /// Puts the parts together. The phase is [`Phase::Starting`].
     pub fn new(parts: Parts) -> Arc<Self> {
@@ -288,7 +278,7 @@ impl Shared {
             clock_keeper,
             facts,
         } = parts;
-        let counters = peers.counters().clone();
+        let (counters, clocks) = (peers.counters().clone(), peers.clocks().clone());
         // Not drawn from the world's chance: which keys are looked at decides nothing.
         let others = ring.membership().members().iter().map(|member| &member.id).filter(|node| **node != own);
         let (late_versions, quick_reads) = (LateVersions::new(others.clone()), QuickReads::new(others));
@@ -304,6 +294,7 @@ impl Shared {
             hints,
             standing,
             hlc,
+            clocks,
             clock_keeper,
             facts,
             counters,
@@ -316,11 +307,6 @@ impl Shared {
             checkpoints: OnceLock::new(),
             phase: AtomicU8::new(Phase::Starting as u8),
             inflight_bytes: AtomicUsize::new(0),
-            clock_watch: ClockWatch {
-                started: Instant::now(),
-                due_ms: AtomicU64::new(0),
-                behind: AtomicBool::new(false),
-            },
         })
     }
 
@@ -387,32 +373,6 @@ impl Shared {
     /// Whether asking a node would only cost time.
     pub fn is_known_down(&self, node: &NodeId) -> bool {
         *node != self.own && self.detector.liveness(node) == Liveness::Dead
-    }
-
-    /// Whether a majority of the peers is ahead of this node's clock by more than `MAX_CLOCK_SKEW`.
-    pub fn is_clock_behind(&self) -> bool {
-        let watch = &self.clock_watch;
-        let now_ms = watch.started.elapsed().as_millis() as u64;
-        if now_ms < watch.due_ms.load(Ordering::Relaxed) {
-            return watch.behind.load(Ordering::Relaxed);
-        }
-        watch.due_ms.store(now_ms + Self::CLOCK_WATCH_EVERY.as_millis() as u64, Ordering::Relaxed);
-        let skew_max = self.hlc.skew_max().as_micros() as i64;
-        let members = self.ring.membership().members();
-        let peers = members.iter().filter(|member| member.id != self.own);
-        let ahead = peers
-            .filter_map(|peer| self.detector.clock_offset(&peer.id))
-            .filter(|offset| offset.ahead_at_least_micros() > skew_max)
-            .count();
-        let behind = ahead * 2 > members.len().saturating_sub(1);
-        if behind && !watch.behind.load(Ordering::Relaxed) {
-            tracing::warn!(
-                ahead,
-                "a majority of the peers is ahead of this node's clock: writes are refused"
-            );
-        }
-        watch.behind.store(behind, Ordering::Relaxed);
-        behind
     }
 
     /// From now on `source` says how busy this node is. The first one stays.

@@ -29,6 +29,7 @@ use super::identity::{Identity, IdentityFile, NotSaved};
 use super::rebuild::Rebuild;
 use super::shared::Shared;
 use crate::env::Mistake;
+use crate::hlc::majority::Verdict;
 use crate::util::shutdown::ShutdownListener;
 
 /// Whether a replica's disk may count for R and W.
@@ -152,9 +153,13 @@ impl StandingKeeper {
         }
     }
 
-    /// A node that has heard nobody cannot know whether its disk was set back or swapped.
+    /// A node that has heard nobody cannot know whether its disk was set back or swapped, nor what time it is.
     async fn majority_heard(&self) {
-        while !is_majority(self.peers + 1, self.facts.met(FRESH)) && self.facts.alarm().is_none() {
+        let heard = || {
+            is_majority(self.peers + 1, self.facts.met(FRESH))
+                && self.shared.clocks.verdict() != Verdict::Unchecked
+        };
+        while !heard() && self.facts.alarm().is_none() {
             self.facts.changed().await;
         }
     }

@@ -5,7 +5,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// A reading of a hybrid logical clock: 52 bits of microseconds since 1970, then 12 bits of counter.
+/// A reading of a hybrid logical clock: 52 bits of microseconds since 1970, then 12 bits of counter. In a ring the lowest eight
+/// of them name the member that gave it.
 ///
 /// Given once, by the coordinator of a write, and never anew to the same write. Zero is before every write.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -100,7 +100,7 @@ impl Toy {
             apply(&mut records, key, record, bug);
         }
         let hlc = Hlc::unlimited(env.clock.clone(), Duration::from_secs(60));
-        hlc.recover(newest);
+        hlc.follow(newest);
         let peers = (0..options.shape.nodes.len()).map(name_of).collect();
         let records = Mutex::new(records);
         Ok(Self {

@@ -23,6 +23,9 @@ const DESCRIPTORS_FEW: u64 = 4_096;
 /// `MAX_CLOCK_SKEW` of a node that does not say.
 const CLOCK_SKEW_MAX_MS: u64 = 500;
 
+/// A clock that was off so many seconds ago may be off still: members hear of each other's five times a second.
+const OFF_NOW: u64 = 2;
+
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -399,12 +402,39 @@ fn clocks(evidence: &Evidence) -> Vec<Finding> {
         let beyond = offset.unsigned_abs() > skew_max;
         let text = format!("its clock is {offset:+} ms from {by}'s (MAX_CLOCK_SKEW is {skew_max} ms)");
         let severity = if beyond { Severity::Problem } else { Severity::Warning };
-        let advice = "keep all clocks by NTP: writes stop where a clock is too far behind, and are refused from one too far ahead";
+        let advice = "keep all clocks by NTP: a node whose clock is ahead of a majority's takes no writes; once it is put right it does at once";
         findings.push(finding(severity, "clock", Some(name), text, advice));
+    }
+    findings.extend(clocks_before(evidence));
+    let ahead = evidence.nodes.iter().filter_map(|node| Some(node.cluster.as_ref()?.ring_ahead_ms)).max();
+    if let Some(ahead @ 1..) = ahead {
+        let text = format!(
+            "the ring's time is {} ahead of its wall clocks: a majority of them was ahead once",
+            span(Duration::from_millis(ahead))
+        );
+        let advice = "nothing has to be done: writes are ordered and values end as they should. New timestamps and X-KV-Expires \
+                      show the ring's time. To bring it back, export, start a new ring, and import";
+        findings.push(finding(Severity::Warning, "clock", None, text, advice));
     }
     if findings.is_empty() {
         let text = format!("clocks are within {worst} ms of each other");
         findings.push(finding(Severity::Ok, "clock", None, text, ""));
+    }
+    findings
+}
+
+/// Clocks that were out of bounds within the last hour, and are not any more.
+fn clocks_before(evidence: &Evidence) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (name, views) in views(evidence, |member| member.clock_was_off) {
+        let Some((by, was)) = views.into_iter().min_by_key(|(_, was)| was.seconds_ago) else { continue };
+        if was.seconds_ago <= OFF_NOW {
+            continue; // it is off now, and that is found by its offset
+        }
+        let ago = span(Duration::from_secs(was.seconds_ago));
+        let text = format!("its clock was {:+} ms off {ago} ago, as {by} saw it", was.ms);
+        let advice = "keep all clocks by NTP: it may be off again after the next start";
+        findings.push(finding(Severity::Warning, "clock", Some(name), text, advice));
     }
     findings
 }

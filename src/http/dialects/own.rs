@@ -105,7 +105,7 @@ fn code_of(fault: &Fault) -> &'static str {
         Fault::NotReady(_) => "not_ready",
         Fault::Write(WriteError::NotSent(reason)) | Fault::Read(ReadError::NotSent(reason)) => match reason {
             NotSent::TooFewReplicas { .. } => "too_few_replicas",
-            NotSent::ClockBehind => "clock_behind",
+            NotSent::ClockAhead(_) => "clock_ahead",
             NotSent::NotReady(_) => "not_ready",
             NotSent::Overloaded => "overloaded",
         },

@@ -581,11 +581,38 @@ fn names_that_another_store_uses_are_heard_unless_our_own_are_there() {
 }
 
 #[test]
-fn bounds_that_hide_each_other_and_rings_too_coarse_are_warnings() {
+fn bounds_follow_from_each_other_where_they_are_not_given_and_are_refused_where_they_contradict() {
+    let sizes = |line| {
+        let config = args(line).config();
+        [config.value_size_max, config.body_size_max, config.inflight_bytes_max].map(|size| size >> 10)
+    };
+    assert_eq!(sizes(""), [8 << 10, 64 << 10, 64 << 10]);
+    assert_eq!(sizes("-max-body-size 100MB"), [8 << 10, 100 << 10, 100 << 10]);
+    assert_eq!(sizes("-max-body-size 2MB"), [2 << 10, 2 << 10, 64 << 10]);
+    assert_eq!(sizes("-max-inflight-bytes 4MB"), [4 << 10, 4 << 10, 4 << 10]);
+    assert_eq!(sizes("-max-value-size 64MB"), [64 << 10; 3]);
     assert_eq!(
-        args("-max-body-size 100MB").warnings(),
-        "MAX_BODY_SIZE=100MiB is more than MAX_INFLIGHT_BYTES=64MiB lets through; raise MAX_INFLIGHT_BYTES too"
+        args("-max-value-size 3MB -max-body-size 2MB").refused(),
+        "MAX_VALUE_SIZE=3MB (flag -max-value-size): MAX_BODY_SIZE=2MiB is too small for it"
     );
+    assert_eq!(
+        args("-max-value-size 3MB -max-inflight-bytes 2MB -max-body-size 4MB").refused(),
+        "MAX_VALUE_SIZE=3MB (flag -max-value-size): MAX_INFLIGHT_BYTES=2MiB is too small for it"
+    );
+    assert_eq!(
+        args("-max-body-size 4MB -max-inflight-bytes 2MB -max-value-size 1MB").refused(),
+        "MAX_BODY_SIZE=4MB (flag -max-body-size): MAX_INFLIGHT_BYTES=2MiB is too small for it"
+    );
+    assert_eq!(
+        args("-hints-max-bytes 8MB").refused(),
+        "HINTS_MAX_BYTES=8MB (flag -hints-max-bytes): no hint for a value of MAX_VALUE_SIZE=8MiB would fit; 0 turns hints off"
+    );
+    assert_eq!(args("-hints-max-bytes 0").config().hints_bytes_max, 0);
+    assert!(args("-max-value-size 65MB").refused().contains("allowed are 1 to 64MiB"));
+}
+
+#[test]
+fn rings_too_coarse_are_a_warning() {
     assert!(
         args("-peers localhost:1,localhost:2 -cluster-ranges 4")
             .warnings()

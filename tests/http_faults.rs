@@ -281,3 +281,30 @@ fn a_replica_without_space_gets_its_hints_when_it_has_some_again() {
     }
     until("the hint is delivered", || ring.held(0, 2, "one%20full")["state"] == "value");
 }
+
+/// A value larger than the hint queue got no hint, silently; one larger than the commit queue was always refused.
+#[test]
+fn the_largest_value_is_stored_replicated_hinted_scanned_and_rebuilt() {
+    let largest = "v".repeat(http_support::ring::LIMITS.value_size_max);
+    let mut ring = Ring::start(3);
+    assert_eq!(ring.at(0).put("everywhere", &largest).code, 200);
+    ring.stop(2);
+    for n in 0..5 {
+        assert_eq!(ring.at(n % 2).put(&format!("missed{n}"), &largest).code, 200);
+    }
+    let waiting = |at: usize| ring.status(at, 2)["hints_pending"].as_u64().unwrap();
+    until("each has its hint", || waiting(0) + waiting(1) == 5);
+    ring.restart(2);
+    let keys = ["everywhere", "missed0", "missed1", "missed2", "missed3", "missed4"];
+    let all_held = |ring: &Ring| {
+        until("it holds them all", || keys.iter().all(|key| ring.held(0, 2, key)["state"] == "value"));
+    };
+    all_held(&ring);
+    let page = ring.at(1).get("/scan?prefix=missed").text().len();
+    assert!(page > 5 * largest.len(), "{page} bytes of a scan");
+    ring.cut_power(2);
+    ring.wipe(2);
+    ring.restart(2);
+    ring.until_all_are_up();
+    all_held(&ring);
+}

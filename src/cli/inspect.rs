@@ -361,7 +361,7 @@ fn of_identity(identity: &Identity) -> Json {
     let rebuild: Vec<_> = identity
         .rebuild
         .iter()
-        .map(|(peer, progress)| json!({"peer": peer.as_str(), "done": progress.next.is_none(), "voting": progress.voting}))
+        .map(|(peer, progress)| json!({"peer": peer.as_str(), "done": progress.next.is_none(), "whole": progress.whole}))
         .collect();
     let peers: Vec<_> = identity
         .peers

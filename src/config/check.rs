@@ -24,6 +24,29 @@ const SECRET_LEN: std::ops::RangeInclusive<usize> = 8..=1024;
 /// Below this many vnodes a member, one more or less is a tenth of its load.
 const VNODES_PER_MEMBER_MIN: usize = 10;
 
+/// What a hint weighs beside its value, at most: its key and what it is stored with.
+const HINT_MARGIN: usize = 8 << 10;
+
+/// The bounds on what clients send, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sizes {
+    value: usize,
+    body: usize,
+    inflight: usize,
+    hints: u64,
+}
+
+impl Sizes {
+    /// What was given, and what follows from it for the others: a default gives way to a bound that was given.
+    fn derive(value: Option<usize>, body: Option<usize>, inflight: Option<usize>, hints: u64) -> Self {
+        let defaults = Config::default();
+        let body = body.unwrap_or_else(|| defaults.body_size_max.min(inflight.unwrap_or(usize::MAX)));
+        let inflight = inflight.unwrap_or_else(|| defaults.inflight_bytes_max.max(body));
+        let value = value.unwrap_or_else(|| defaults.value_size_max.min(body));
+        Self { value, body, inflight, hints }
+    }
+}
+
 /// Settings with their texts and origins.
 struct Checker<'a> {
     raw: Raw,
@@ -66,6 +89,7 @@ impl Checker<'_> {
         let range_count = read!(self.number(cluster_ranges))? as u32;
         self.warn_of_few_ranges(range_count, in_force, members.len());
         let tls = self.tls(&own, members.len())?;
+        let sizes = self.sizes()?;
         let config = Config {
             port,
             bind_addr,
@@ -96,8 +120,8 @@ impl Checker<'_> {
             bloom_bits_per_key: read!(self.number(bloom_bits_per_key))? as usize,
             bloom_size_l0: read!(self.optional_number(bloom_size_l0))?.map(|bits| bits as usize),
             bloom_size_l1: read!(self.optional_number(bloom_size_l1))?.map(|bits| bits as usize),
-            value_size_max: read!(self.number(max_value_size))? as usize,
-            body_size_max: read!(self.number(max_body_size))? as usize,
+            value_size_max: sizes.value,
+            body_size_max: sizes.body,
             worker_threads: read!(self.optional_number(worker_threads))?
                 .map_or_else(half_the_cores, |count| count as usize),
             cluster_name: self.cluster_name()?,
@@ -112,17 +136,16 @@ impl Checker<'_> {
             network_timeout: read!(self.time(network_timeout))?,
             batch_concurrency: read!(self.number(batch_concurrency))? as usize,
             read_repair_chance: self.read_repair_chance()?,
-            hints_bytes_max: read!(self.number(hints_max_bytes))?,
+            hints_bytes_max: sizes.hints,
             hints_age_max: read!(self.time(hints_max_age))?,
             clock_skew_max: read!(self.time(max_clock_skew))?,
-            inflight_bytes_max: read!(self.number(max_inflight_bytes))? as usize,
+            inflight_bytes_max: sizes.inflight,
             slow_request_time: read!(self.time(slow_request_time))?,
             log_json: self.log_json()?,
             log_size_max: read!(self.number(log_max_size))?,
             log_files_max: read!(self.number(log_max_files))? as u32,
             log_filter: self.log_filter()?,
         };
-        self.warn_of_hidden_bounds(&config);
         self.warn_of_settings_without_effect(&config);
         self.warn_of_open_doors(&config);
         Ok(config)
@@ -277,6 +300,40 @@ impl Checker<'_> {
     fn volume_id(&self) -> Result<String, Error> {
         let id = read_text!(self.volume_id);
         if Member::is_zone(id) { Ok(id.to_owned()) } else { Err(self.not_allowed("volume_id")) }
+    }
+
+    // ---- sizes ----
+
+    /// The bounds on what clients send, which must let each other through: one that was not given follows from those that
+    /// were, and two that were given and contradict each other are refused.
+    fn sizes(&self) -> Result<Sizes, Error> {
+        let given = |field, text: &Option<String>| {
+            self.optional_number(field, text.as_deref()).map(|size| size.map(|size| size as usize))
+        };
+        let value = given("max_value_size", &self.raw.max_value_size)?;
+        let body = given("max_body_size", &self.raw.max_body_size)?;
+        let inflight = given("max_inflight_bytes", &self.raw.max_inflight_bytes)?;
+        let hints = read!(self.number(hints_max_bytes))?;
+        let sizes = Sizes::derive(value, body, inflight, hints);
+        let contradicts = |field, outer: &str, size: usize| {
+            Err(self.error(field, format!("{outer}={} is too small for it", format_size(size as u64))))
+        };
+        if sizes.value > sizes.inflight {
+            return contradicts("max_value_size", "MAX_INFLIGHT_BYTES", sizes.inflight);
+        }
+        if sizes.value > sizes.body {
+            return contradicts("max_value_size", "MAX_BODY_SIZE", sizes.body);
+        }
+        if sizes.body > sizes.inflight {
+            return contradicts("max_body_size", "MAX_INFLIGHT_BYTES", sizes.inflight);
+        }
+        if hints > 0 && hints < (sizes.value + HINT_MARGIN) as u64 {
+            let value = format_size(sizes.value as u64);
+            let problem =
+                format!("no hint for a value of MAX_VALUE_SIZE={value} would fit; 0 turns hints off");
+            return Err(self.error("hints_max_bytes", problem));
+        }
+        Ok(sizes)
     }
 
     // ---- quorums ----
@@ -455,22 +512,6 @@ impl Checker<'_> {
                 "WAL_COMMIT_INTERVAL={interval} has no effect: no write waits for others to share its sync; those that \
                  come while one is under way share the next"
             ));
-        }
-    }
-
-    /// A bound that another one hides is no reason not to start: it may be meant for a moment.
-    fn warn_of_hidden_bounds(&mut self, config: &Config) {
-        let sizes = [
-            ("MAX_VALUE_SIZE", config.value_size_max, "MAX_BODY_SIZE", config.body_size_max),
-            ("MAX_BODY_SIZE", config.body_size_max, "MAX_INFLIGHT_BYTES", config.inflight_bytes_max),
-        ];
-        for (inner_name, inner, outer_name, outer) in sizes {
-            if inner > outer {
-                let (inner, outer) = (format_size(inner as u64), format_size(outer as u64));
-                self.warnings.push(format!(
-                    "{inner_name}={inner} is more than {outer_name}={outer} lets through; raise {outer_name} too"
-                ));
-            }
         }
     }
 }

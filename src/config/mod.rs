@@ -9,6 +9,7 @@
 //! [`load`] is pure but for reading the files it may be pointed at (settings, secrets, certificates): whoever starts the process hands it the
 //! arguments and the environment. A setting that cannot hold is refused in one line that says where it came from.
 
+mod bounds;
 mod check;
 pub mod settings;
 pub mod sources;
@@ -28,6 +29,7 @@ use crate::util::tokens::Tokens;
 use crate::util::units;
 
 pub use crate::util::units::{parse_duration, parse_size};
+pub use bounds::Bounds;
 pub use settings::{Raw, SETTINGS, Setting};
 pub use sources::Origin;
 

@@ -116,9 +116,9 @@ settings! {
     bloom_size_l0: Number(64, 1 << 36), NOTHING, "bits of bloom filter a table of level 0, in place of bits a key";
     bloom_size_l1: Number(64, 1 << 36), NOTHING, "bits of bloom filter a table of the first level below level 0, in place of bits a key";
 
-    max_value_size: Size(1, GIB), Is("8MiB"), "the largest value";
+    max_value_size: Size(1, 64 * MIB), Is("8MiB"), "the largest value; no larger than MAX_BODY_SIZE, which lowers the default";
     max_body_size: Size(KIB, 4 * GIB), Is("64MiB"), "the largest request body, so the largest batch";
-    max_inflight_bytes: Size(MIB, TIB), Is("64MiB"), "request bodies in memory at a time; beyond it 503";
+    max_inflight_bytes: Size(MIB, TIB), Is("64MiB"), "request bodies in memory at a time; beyond it 503; at least MAX_BODY_SIZE, which raises the default";
     worker_threads: Number(1, 1_024), Follows("half the cores, at least 1"), "threads that serve requests";
 
     cluster_name: Text("1 to 64 letters, digits, `.`, `_` and `-`"), Is("kvstore"),
@@ -144,7 +144,7 @@ settings! {
     network_timeout: Time(millis(10), seconds(300)), Is("2s"), "how long a request waits for its quorum";
     batch_concurrency: Number(1, 10_000), Is("50"), "groups of a batch in flight at a time";
     read_repair_chance: Probability, Is("1.0"), "share of reads that compare all replicas";
-    hints_max_bytes: Size(0, 1_024 * TIB), Is("1GiB"), "writes kept for a node that is away, a node";
+    hints_max_bytes: Size(0, 1_024 * TIB), Is("1GiB"), "writes kept for a node that is away, a node; 0 for none, or more than MAX_VALUE_SIZE";
     hints_max_age: Time(seconds(1), seconds(365 * 86_400)), Is("3h"), "how long they are kept";
 
     slow_request_time: Time(Duration::ZERO, seconds(3_600)), Is("500ms"), "requests that take longer are logged; 0 logs none";

@@ -89,7 +89,8 @@ impl CommitQueue {
         if state.closed {
             return Err((Error::Closed, done));
         }
-        if state.bytes + weight > self.bytes_max {
+        // One that is larger than the queue by itself is taken by an empty one.
+        if state.bytes > 0 && state.bytes + weight > self.bytes_max {
             return Err((Error::Busy { queued: state.bytes }, done));
         }
         let oldest = batch.items().iter().map(|(_, record)| record.timestamp()).min();

@@ -15,7 +15,7 @@ use super::commit_queue::CommitQueue;
 use super::iter::{InternalIterator, MergingIterator, VisibleIterator};
 use super::memtable::Memtable;
 use super::recovery::{self, Recovered};
-use super::sst::bloom;
+use super::sst::{SkippedBlocks, bloom};
 use super::sync_times::SyncCounter;
 use super::version::{Opened, VersionSet};
 use super::wal;
@@ -220,6 +220,16 @@ impl Engine {
     /// that was written when it was made, and may see what is written meanwhile. May wait for a disk at each step;
     /// ends after an error.
     pub fn scan(&self, range: &KeyRange) -> EngineScan {
+        self.scan_with(range, None)
+    }
+
+    /// Walks a range like [`Engine::scan`], but goes round damaged blocks of tables and notes them in `skipped`. Keys of those
+    /// blocks are missing, or shown as an older record that lies elsewhere: for copies that are compared with others.
+    pub fn scan_around_damage(&self, range: &KeyRange, skipped: &SkippedBlocks) -> EngineScan {
+        self.scan_with(range, Some(skipped))
+    }
+
+    fn scan_with(&self, range: &KeyRange, skipped: Option<&SkippedBlocks>) -> EngineScan {
         if let Err(closed) = self.check_open() {
             return EngineScan { state: ScanState::Failed(closed) };
         }
@@ -228,7 +238,7 @@ impl Engine {
             inputs.push(Box::new(memtable.entries()));
         }
         // After the memtables: one that was flushed in between is met twice rather than not at all.
-        inputs.extend(self.shared.versions.current().iterators(range));
+        inputs.extend(self.shared.versions.current().iterators_skipping(range, skipped));
         EngineScan::over(inputs, range)
     }
 

@@ -93,6 +93,16 @@ impl Error {
         }
     }
 
+    /// Whether what was read is lost: it is not what was written, or the disk cannot read the place.
+    pub fn is_damage(&self) -> bool {
+        const EIO: i32 = 5;
+        match self {
+            Self::Corruption { .. } => true,
+            Self::Io { source, .. } => source.raw_os_error() == Some(EIO),
+            _ => false,
+        }
+    }
+
     /// Whether the disk is full: nothing is wrong with it, and it may have room later.
     pub fn is_no_space(&self) -> bool {
         match self {

@@ -78,6 +78,7 @@ pub use db::{Engine, EngineScan};
 pub use error::Error;
 pub use options::{Durability, Horizon, Options, TombstonePolicy};
 pub use read_only::ReadOnlyEngine;
+pub use sst::{SkippedBlock, SkippedBlocks};
 pub use sync_times::SyncTimes;
 pub use write_batch::WriteBatch;
 

@@ -128,6 +128,7 @@ pub(super) mod tests {
             wall: Timestamp::from_micros(5_000_000),
             remembered: None,
             hints_waiting: 0,
+            founded_with: false,
         }
     }
 

@@ -14,6 +14,8 @@
 //! Source: DeCandia et al., "Dynamo" (2007), section 4.6; `docs/dev/hinted_handoff_design.md` of scylladb. Unlike
 //! there, a key's newer hint replaces the older one, so a counter written a million times is one hint.
 
+mod age;
+mod encoding;
 pub mod replay;
 pub mod store;
 

@@ -110,6 +110,7 @@ impl HintReplayer {
         let mut backoff = BACKOFF_MIN;
         loop {
             let was_alive = self.delivery.is_alive(target);
+            self.store.tick();
             if !was_alive || !self.store.is_waiting(target) {
                 let _ = timeout(LOOK_AGAIN, changed(&mut liveness, &mut stored)).await;
                 if was_alive && self.store.is_waiting(target) {
@@ -141,7 +142,9 @@ impl HintReplayer {
             let Some(last) = page.last().map(|hint| hint.key.clone()) else { break };
             let (old, page): (Vec<_>, Vec<_>) =
                 page.into_iter().partition(|hint| self.store.is_too_old(hint));
-            if !old.is_empty() && self.store.discard(target, &old).await.is_err() {
+            if !old.is_empty()
+                && self.store.discard(target, &old, "they are older than HINTS_MAX_AGE").await.is_err()
+            {
                 return Walk::Refused;
             }
             if page.is_empty() {
@@ -156,13 +159,10 @@ impl HintReplayer {
                 Outcome::Delivered => self.store.delivered(target, &page).await,
                 Outcome::Later => return Walk::Refused,
                 Outcome::Unwanted | Outcome::NotYet if page.len() > 1 => {
-                    rows_max = 1; // find out which ones
+                    rows_max = page.len() / 2; // find out which ones, and let the others go in large batches again
                     continue;
                 }
-                Outcome::Unwanted => {
-                    tracing::warn!(%target, key = ?page[0].key, "hint refused for good, dropped");
-                    self.store.discard(target, &page).await
-                }
+                Outcome::Unwanted => self.store.discard(target, &page, "it does not want them").await,
                 Outcome::NotYet => {
                     kept = true;
                     Ok(())
@@ -172,6 +172,7 @@ impl HintReplayer {
                 return Walk::Refused; // our own disk: they will be sent again
             }
             after = Some(last);
+            rows_max = (rows_max * 2).min(ROWS_MAX);
             sleep(took).await; // a slow target gets half of the time for others
         }
         if kept {

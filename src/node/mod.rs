@@ -25,6 +25,8 @@ mod delivery;
 mod directory;
 mod restore;
 mod stopped;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -37,7 +39,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::cluster::{Member, Membership, Ring, RingSettings, Token, assign};
-use crate::config::Config;
+use crate::config::{Bounds, Config};
 use crate::engine::{self, Engine, TombstonePolicy};
 use crate::env::{Env, Mistake, VfsLock};
 use crate::gossip::{FailureDetector, PingLoop, Pings};
@@ -289,11 +291,14 @@ fn settings_of(config: &Config, ring: &Ring) -> Settings {
 }
 
 fn open_hints(config: &Config, env: &Env, ring: &Arc<Ring>) -> Result<HintStore, StartError> {
-    let ring = ring.clone();
+    let (of_key, of_node) = (ring.clone(), ring.clone());
     let settings = hints::Settings {
         bytes_max: config.hints_bytes_max,
         age_max: config.hints_age_max,
-        range_of: Arc::new(move |key| ring.range_of(Token::of(key)).0),
+        queue_bytes_max: Bounds::of(config).hint_queue,
+        targets: ring.membership().members().iter().map(|member| member.id.clone()).collect(),
+        range_of: Arc::new(move |key| of_key.range_of(Token::of(key)).0),
+        ranges_of: Arc::new(move |node| of_node.ranges_of(node).map(|range| range.0).collect()),
     };
     let dir = config.dir.join(directory::HINTS);
     HintStore::open(env, &dir, settings).map_err(|source| directory::engine_error(&dir, source))
@@ -336,6 +341,7 @@ fn engine_options(config: &Config, env: &Env, ring: &Ring, hlc: &Arc<Hlc>) -> en
         sparse_index_interval: config.sparse_index_interval,
         block_cache_size: config.block_cache_size,
         wal_batch_max: config.wal_batch_max,
+        queue_bytes_max: Bounds::of(config).commit_queue,
         bloom_bits_per_key: config.bloom_bits_per_key,
         bloom_size_l0: config.bloom_size_l0,
         bloom_size_l1: config.bloom_size_l1,

@@ -153,7 +153,13 @@ impl Coordinator {
             Phase::Serving => None,
             Phase::Stopping => Some("the node is stopping"),
         };
-        let voting = (!shared.standing.is_voting()).then_some("this disk is being rebuilt from its peers");
+        let voting = (!shared.standing.is_voting()).then(|| {
+            let rebuilding = "this disk is being rebuilt from its peers";
+            match shared.rebuild_watch.problem() {
+                Some(problem) => format!("{rebuilding}: {problem}"),
+                None => rebuilding.to_owned(),
+            }
+        });
         let clock = match shared.clocks.verdict() {
             Verdict::InBounds => None,
             Verdict::Unchecked => Some("not compared with the clocks of a majority yet".to_owned()),
@@ -179,7 +185,7 @@ impl Coordinator {
             data.out_of_space.then(|| "out of space: values are refused, deletes make room".to_owned())
         };
         let said = |problem: Option<&str>| problem.map(str::to_owned);
-        [("recovered", said(recovered)), ("voting", said(voting)), ("clock", clock), ("disk", disk)]
+        [("recovered", said(recovered)), ("voting", voting), ("clock", clock), ("disk", disk)]
             .map(|(name, problem)| Check { name, problem })
             .to_vec()
     }

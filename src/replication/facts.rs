@@ -8,7 +8,8 @@
 //!                 └─ a higher mark than ours: this disk was set back (a snapshot restored)
 //! ```
 //!
-//! Only directories that have voted are remembered: losing one that never counted loses nothing.
+//! Directories are remembered once they have voted, and by a node that has voted also before they do, since they may
+//! then vote because of it (`standing`).
 //!
 //! What is remembered of a peer moves on only along one history of its disk, so that a disk that lost a part of its
 //! history hears of it whenever it first meets somebody who knows ([`Past`] decides, and is pure):
@@ -123,14 +124,20 @@ struct State {
     set_back: bool,
     /// What is remembered of peers has changed since it was saved.
     unsaved: bool,
-    /// … by a directory that was not known before.
-    news: bool,
+    /// Directories that were not known before and are not on disk yet: their nodes are not told that they are remembered.
+    new_directories: BTreeMap<NodeId, u128>,
 }
 
 #[derive(Debug)]
 struct Heard {
     at: Instant,
+    /// Its directory.
+    uuid: u128,
     has_voted: bool,
+    /// It says that the cluster began with it and with this directory.
+    founded_with: bool,
+    /// It remembers this directory, and would notice another one under our name.
+    remembers_us: bool,
     /// Its memory of this run was found sound.
     sound: bool,
     /// In how many answers in a row another directory than the remembered one has said that it votes.
@@ -170,8 +177,10 @@ impl Past {
 pub struct Met {
     /// Peers heard within the time asked for.
     pub heard: usize,
-    /// Those of them that have never voted.
-    pub never_voted: usize,
+    /// Those of them that have never voted, or that met this directory before they first did.
+    pub founders: usize,
+    /// Those of them that remember this directory.
+    pub remembering: usize,
 }
 
 impl FactsKeeper {
@@ -223,8 +232,27 @@ impl FactsKeeper {
         let fresh = state.peers.values().filter(|heard| now.duration_since(heard.at) <= patience);
         fresh.fold(Met::default(), |met, heard| Met {
             heard: met.heard + 1,
-            never_voted: met.never_voted + usize::from(!heard.has_voted),
+            founders: met.founders + usize::from(!heard.has_voted || heard.founded_with),
+            remembering: met.remembering + usize::from(heard.remembers_us),
         })
+    }
+
+    /// Notes the peers heard within `patience` that have not voted yet as founders of the cluster, as this node is about to
+    /// vote as one. They may then vote although this node has, and another directory under one of their names is noticed.
+    /// [`FactsKeeper::settle_and_vote`] makes it durable.
+    pub fn note_founders(&self, patience: Duration) {
+        let now = Instant::now();
+        let state = self.inner.state.lock();
+        let fresh = state.peers.iter().filter(|(_, heard)| now.duration_since(heard.at) <= patience);
+        self.inner.identity.note(|identity| {
+            for (peer, heard) in fresh.filter(|(_, heard)| !heard.has_voted) {
+                let first = Remembered { uuid: heard.uuid, mark: Timestamp::ZERO, run: 0 };
+                let remembered = identity.peers.entry(peer.clone()).or_insert(first);
+                if remembered.uuid == heard.uuid {
+                    identity.founders.insert(peer.clone());
+                }
+            }
+        });
     }
 
     /// Takes over what a rebuild has made up for, durably, and that this directory votes.
@@ -254,10 +282,9 @@ impl FactsKeeper {
                 () = stop.signalled() => true,
                 () = self.due() => false,
             };
-            let unsaved = {
+            let (unsaved, directories) = {
                 let mut state = self.inner.state.lock();
-                state.news = false;
-                std::mem::take(&mut state.unsaved)
+                (std::mem::take(&mut state.unsaved), state.new_directories.clone())
             };
             if unsaved && self.inner.identity.update(|_| {}).await.is_err() {
                 if self.inner.identity.has_failed() {
@@ -265,6 +292,7 @@ impl FactsKeeper {
                 }
                 self.inner.state.lock().unsaved = true; // the disk is full: tried again with the next round
             }
+            self.inner.state.lock().new_directories.retain(|peer, uuid| directories.get(peer) != Some(uuid));
             if stopping {
                 return;
             }
@@ -273,7 +301,7 @@ impl FactsKeeper {
 
     async fn due(&self) {
         let latest = Instant::now() + SAVE_EVERY;
-        while !self.inner.state.lock().news {
+        while self.inner.state.lock().new_directories.is_empty() {
             if tokio::time::timeout_at(latest, self.changed()).await.is_err() {
                 return;
             }
@@ -288,9 +316,16 @@ impl FactsSource for FactsKeeper {
 
     fn facts_for(&self, peer: &NodeId) -> Facts {
         let inner = &*self.inner;
-        let (uuid, settled, has_voted, remembered) = inner.identity.with(|identity| {
-            (identity.uuid, identity.settled_mark, identity.has_voted, identity.peers.get(peer).copied())
+        let ((uuid, settled, has_voted), remembered, founded_with) = inner.identity.with(|identity| {
+            let own = (identity.uuid, identity.settled_mark, identity.has_voted);
+            (own, identity.peers.get(peer).copied(), identity.founders.contains(peer))
         });
+        let state = inner.state.lock();
+        let remembered = remembered.filter(|_| !state.new_directories.contains_key(peer));
+        let heard = state.peers.get(peer).map(|heard| heard.uuid);
+        let founded_with =
+            founded_with && has_voted && remembered.is_some_and(|remembered| Some(remembered.uuid) == heard);
+        drop(state);
         Facts {
             uuid,
             run: inner.run,
@@ -301,6 +336,7 @@ impl FactsSource for FactsKeeper {
             wall: inner.clock.hlc().wall(),
             remembered: remembered.map(|remembered| (remembered.uuid, remembered.mark)),
             hints_waiting: inner.hints.pending(peer).1,
+            founded_with,
         }
     }
 
@@ -323,20 +359,26 @@ impl State {
         let now = Instant::now();
         let heard = self.peers.entry(peer.clone()).or_insert(Heard {
             at: now,
+            uuid: facts.uuid,
             has_voted: false,
+            founded_with: false,
+            remembers_us: false,
             sound: false,
             stranger: 0,
         });
         heard.at = now;
-        heard.has_voted = facts.has_voted;
+        (heard.uuid, heard.has_voted, heard.founded_with) = (facts.uuid, facts.has_voted, facts.founded_with);
+        let (own, have_voted) = inner.identity.with(|identity| (identity.uuid, identity.has_voted));
+        heard.remembers_us = facts.remembered.is_some_and(|(uuid, _)| uuid == own);
         if let Some(claim) = facts.remembered {
             let alarm = inner.judge(claim, heard.sound);
-            heard.sound |= alarm.is_none() && claim.0 == inner.identity.with(|identity| identity.uuid);
+            heard.sound |= alarm.is_none() && claim.0 == own;
             self.note(alarm);
         } else {
             heard.sound = true; // it has never known us: whatever it will remember is of this run
         }
-        if facts.has_voted {
+        // One that has not voted may do so once enough of those that have remember it (`standing::first_vote`).
+        if facts.has_voted || have_voted {
             self.remember(inner, peer, facts, told);
         }
     }
@@ -358,7 +400,7 @@ impl State {
         self.alarm = self.alarm.or(alarm);
     }
 
-    /// Moves on what is remembered of a peer that has voted.
+    /// Moves on what is remembered of a peer.
     fn remember(&mut self, inner: &Inner, peer: &NodeId, facts: &Facts, told: Told) {
         let heard = self.peers.get_mut(peer).expect("it was heard just now");
         let now = Remembered { uuid: facts.uuid, mark: facts.mark, run: facts.run };
@@ -386,7 +428,10 @@ impl State {
             changed
         });
         self.unsaved |= changed != Changed::Nothing;
-        self.news |= changed == Changed::Directory;
+        if changed == Changed::Directory {
+            inner.identity.note(|identity| identity.founders.remove(peer)); // that was the directory before
+            self.new_directories.insert(peer.clone(), facts.uuid);
+        }
     }
 }
 
@@ -476,6 +521,7 @@ mod tests {
             wall: Timestamp::ZERO,
             remembered: None,
             hints_waiting: 0,
+            founded_with: false,
         }
     }
 

@@ -5,9 +5,10 @@
 //! body       uuid u128 │ cluster name │ Q u32 │ N u32 │ members: count, (name, weight u32, zone?)…
 //!            │ boot u64 │ has_voted u8 │ standing u8 │ former uuids: count, u128… │ settled mark u64
 //!            │ rebuild: count, (peer, 0 = done │ 1 ++ next key)… │ peers: count, (name, uuid u128, mark u64, run u64)…
+//!            │ founders: count, name…
 //! ```
 //!
-//! ("KVIDENT1", which is still read, has no runs. Counts are varints; names, zones and keys are bytes with a length.) The file is replaced whole and
+//! ("KVIDENT1", which is still read, has no runs and no founders. Counts are varints; names, zones and keys are bytes with a length.) The file is replaced whole and
 //! atomically. That a node is rebuilding, that it votes, and that it has ever voted are on disk before they
 //! have any effect. What it remembers of its peers is written lazily: it helps *them* to notice that their disk
 //! was swapped or set back.
@@ -28,12 +29,12 @@ use crate::types::{NodeId, Timestamp};
 use crate::util::coding::{DecodeError, Reader, put_bytes, put_varint};
 
 const MAGIC: &[u8; 8] = b"KVIDENT2";
-/// Of the version before, which does not tell in which run of a peer its mark was heard.
-const MAGIC_WITHOUT_RUNS: &[u8; 8] = b"KVIDENT1";
+/// Of the version before, which has neither the run of a peer in which its mark was heard nor founders.
+const MAGIC_1: &[u8; 8] = b"KVIDENT1";
 
 /// Whether bytes begin as an identity does.
 pub fn is_identity(head: &[u8]) -> bool {
-    head.starts_with(MAGIC) || head.starts_with(MAGIC_WITHOUT_RUNS)
+    head.starts_with(MAGIC) || head.starts_with(MAGIC_1)
 }
 
 /// What a directory belongs to. It never changes: other figures over existing data are refused.
@@ -54,8 +55,9 @@ pub struct Founding {
 pub struct Progress {
     /// Everything before this key is stored here; everything there is, where it is `None`.
     pub next: Option<Bytes>,
-    /// Whether the peer's disk counted with every page: a peer that was rebuilding may have lost what it acknowledged.
-    pub voting: bool,
+    /// Whether the peer's disk counted with every page and none lacked damaged blocks: another peer may have lost what it
+    /// acknowledged.
+    pub whole: bool,
 }
 
 /// What is remembered of a peer's directory.
@@ -89,8 +91,11 @@ pub struct Identity {
     pub settled_mark: Timestamp,
     /// How far the rebuild under way has come.
     pub rebuild: BTreeMap<NodeId, Progress>,
-    /// What is remembered of peers' directories that have voted.
+    /// What is remembered of peers' directories.
     pub peers: BTreeMap<NodeId, Remembered>,
+    /// Peers whose remembered directory had never voted when this one cast its first vote: the cluster began with them,
+    /// and they may vote without reading from anybody.
+    pub founders: BTreeSet<NodeId>,
 }
 
 /// Why an identity could not be read.
@@ -149,6 +154,7 @@ impl Identity {
             settled_mark: Timestamp::ZERO,
             rebuild: BTreeMap::new(),
             peers: BTreeMap::new(),
+            founders: BTreeSet::new(),
         }
     }
 
@@ -190,7 +196,7 @@ impl Identity {
         put_varint(&mut out, self.rebuild.len() as u64);
         for (peer, progress) in &self.rebuild {
             put_bytes(&mut out, peer.as_str().as_bytes());
-            out.put_u8(u8::from(progress.next.is_some()) | u8::from(progress.voting) << 1);
+            out.put_u8(u8::from(progress.next.is_some()) | u8::from(progress.whole) << 1);
             if let Some(key) = &progress.next {
                 put_bytes(&mut out, key);
             }
@@ -201,6 +207,10 @@ impl Identity {
             out.put_u128_le(remembered.uuid);
             out.put_u64_le(remembered.mark.as_u64());
             out.put_u64_le(remembered.run);
+        }
+        put_varint(&mut out, self.founders.len() as u64);
+        for peer in &self.founders {
+            put_bytes(&mut out, peer.as_str().as_bytes());
         }
         let crc = crc32fast::hash(&out);
         out.put_u32_le(crc);
@@ -215,7 +225,7 @@ impl Identity {
         let mut reader = Reader::new(body);
         let magic = reader.take(8)?;
         let has_runs = magic == MAGIC;
-        if !has_runs && magic != MAGIC_WITHOUT_RUNS {
+        if !has_runs && magic != MAGIC_1 {
             return Err(DecodeError("an identity of a version that is known"));
         }
         let uuid = u128_of(&mut reader)?;
@@ -235,7 +245,7 @@ impl Identity {
             let peer = NodeId::from_canonical(reader.text()?);
             let flags = reader.u8()?;
             let next = (flags & 1 != 0).then(|| reader.bytes().map(Bytes::copy_from_slice)).transpose()?;
-            let progress = Progress { next, voting: flags & 2 != 0 };
+            let progress = Progress { next, whole: flags & 2 != 0 };
             identity.rebuild.insert(peer, progress);
         }
         for _ in 0..reader.varint()? {
@@ -243,6 +253,11 @@ impl Identity {
             let (uuid, mark) = (u128_of(&mut reader)?, Timestamp::from_u64(reader.u64()?));
             let run = if has_runs { reader.u64()? } else { 0 };
             identity.peers.insert(peer, Remembered { uuid, mark, run });
+        }
+        if has_runs {
+            for _ in 0..reader.varint()? {
+                identity.founders.insert(NodeId::from_canonical(reader.text()?));
+            }
         }
         reader.finish()?;
         Ok(identity)
@@ -387,11 +402,13 @@ mod tests {
             former: [3, u128::MAX].into(),
             settled_mark: Timestamp::from_u64(9),
             rebuild: [
-                (a.clone(), Progress { next: None, voting: true }),
-                (b, Progress { next: Some(Bytes::from_static(b"k\0")), voting: false }),
+                (a.clone(), Progress { next: None, whole: true }),
+                (b, Progress { next: Some(Bytes::from_static(b"k\0")), whole: false }),
             ]
             .into(),
-            peers: [(a, Remembered { uuid: u128::MAX / 3, mark: Timestamp::from_u64(5), run: 77 })].into(),
+            peers: [(a.clone(), Remembered { uuid: u128::MAX / 3, mark: Timestamp::from_u64(5), run: 77 })]
+                .into(),
+            founders: [a].into(),
             ..Identity::new(u128::MAX / 7, founding())
         }
     }
@@ -403,13 +420,13 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_of_the_version_before_is_read_and_its_peers_have_no_run() {
-        let mut bytes = identity().encode();
-        bytes.truncate(bytes.len() - 4 - 8); // the checksum, and the run of the last and only peer
-        bytes[..8].copy_from_slice(MAGIC_WITHOUT_RUNS);
+    fn an_identity_of_the_version_before_is_read_and_has_neither_runs_nor_founders() {
+        let mut expected = Identity { founders: BTreeSet::new(), ..identity() };
+        let mut bytes = expected.encode();
+        bytes.truncate(bytes.len() - 4 - 1 - 8); // the checksum, no founders, and the run of the last and only peer
+        bytes[..8].copy_from_slice(MAGIC_1);
         let crc = crc32fast::hash(&bytes);
         bytes.put_u32_le(crc);
-        let mut expected = identity();
         expected.peers.values_mut().for_each(|remembered| remembered.run = 0);
         assert_eq!(Identity::decode(&bytes), Ok(expected));
         assert!(is_identity(&bytes));

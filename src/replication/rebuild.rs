@@ -2,24 +2,29 @@
 //!
 //! ```text
 //! each peer that shares ranges:   page ──> stored durably ──> cursor ──> page … ──> done
-//! finished: each range of ours was read from N − W + 1 other voting primaries, or from all there are
+//! finished: every other primary of this node's ranges was read to the end
 //! ```
 //!
-//! An acknowledged write is on W primaries. If this node was one of them and lost it, W − 1 of the N − 1 others
-//! have it, so that any N − W + 1 of the others hold one copy at least, if their disks count. Tombstones come along,
-//! and whatever is stored meanwhile mixes in by its timestamp. Peers that are rebuilding themselves serve too, and
-//! count once all have been read: after a power cut that damaged several nodes, nobody would come back otherwise.
+//! A write that this node acknowledged and lost may be on one other replica alone: W of the write is not known, since a
+//! request may choose it and nodes may be configured differently, so *every* other primary is read, whatever its standing.
+//! Tombstones come along, and whatever is stored meanwhile mixes in by its timestamp. Peers that are rebuilding
+//! themselves serve too: after a power cut that damaged several nodes, nobody would come back otherwise.
+//!
+//! A peer goes round blocks of its disk that are damaged and says so. Their keys come from the other peers; the peer
+//! counts as not whole, which is told in the log.
 //!
 //! Cursors go to disk now and then, after what they cover: a crash repeats a page or two. A peer that does not
-//! answer is asked again for ever.
+//! answer is asked again for ever; [`RebuildWatch`] tells which one that is, and why.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
@@ -54,11 +59,74 @@ pub struct Rebuild {
     pages: Semaphore,
 }
 
-/// Whether the peers read so far are enough: `needed` other primaries of each range of `own`, or all there are.
-pub fn is_enough(ring: &Ring, own: &NodeId, done: &BTreeSet<NodeId>, needed: usize) -> bool {
-    let needed = needed.min(ring.replication_factor().saturating_sub(1));
-    ring.ranges_of(own)
-        .all(|range| ring.primaries(range).iter().filter(|node| done.contains(node)).count() >= needed)
+/// How a rebuild stands with each peer: for whoever asks why this node does not vote yet.
+#[derive(Debug, Default)]
+pub struct RebuildWatch {
+    peers: Mutex<BTreeMap<NodeId, PeerWatch>>,
+}
+
+/// How a rebuild stands with one peer that has not been read to the end.
+#[derive(Debug, Default)]
+struct PeerWatch {
+    /// Why the last pages could not be had; nothing once one was.
+    failure: Option<String>,
+    /// Failures in a row.
+    failures: u32,
+    /// Whether it said that some of its blocks are damaged.
+    damaged: bool,
+}
+
+impl RebuildWatch {
+    /// So many failures in a row are told in the log.
+    const TOLD_AFTER: u32 = 5;
+
+    /// Peers that are still being read, and what keeps each; `None` while no rebuild is under way.
+    pub fn problem(&self) -> Option<String> {
+        let peers = self.peers.lock();
+        let lines: Vec<_> = peers.iter().map(|(peer, watch)| format!("{peer} {watch}")).collect();
+        (!lines.is_empty()).then(|| lines.join("; "))
+    }
+
+    fn begin(&self, peers: &BTreeSet<NodeId>) {
+        *self.peers.lock() = peers.iter().map(|peer| (peer.clone(), PeerWatch::default())).collect();
+    }
+
+    fn on_page(&self, peer: &NodeId, damaged: bool) {
+        let mut peers = self.peers.lock();
+        let watch = peers.entry(peer.clone()).or_default();
+        (watch.failure, watch.failures) = (None, 0);
+        if damaged && !watch.damaged {
+            watch.damaged = true;
+            drop(peers);
+            tracing::warn!(%peer, "a peer has damaged blocks: the rebuild takes their keys from other replicas");
+        }
+    }
+
+    fn on_failure(&self, peer: &NodeId, why: &str) {
+        let mut peers = self.peers.lock();
+        let watch = peers.entry(peer.clone()).or_default();
+        watch.failures = watch.failures.saturating_add(1);
+        let told = watch.failures == Self::TOLD_AFTER;
+        watch.failure = Some(why.to_owned());
+        drop(peers);
+        if told {
+            tracing::warn!(%peer, reason = why, "the rebuild waits for this peer");
+        }
+    }
+
+    fn on_read_to_the_end(&self, peer: &NodeId) {
+        self.peers.lock().remove(peer);
+    }
+}
+
+impl fmt::Display for PeerWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.failure {
+            None => f.write_str("is being read")?,
+            Some(why) => write!(f, "cannot be read ({why})")?,
+        }
+        if self.damaged { f.write_str(" and has damaged blocks") } else { Ok(()) }
+    }
 }
 
 /// Every other node that holds a range of `own`.
@@ -75,22 +143,27 @@ impl Rebuild {
         Self { shared, identity, pages: Semaphore::new(PAGES_AT_ONCE) }
     }
 
-    /// Returns once enough has been read and is durable here. Dropped, it goes on from its cursors when run anew.
+    /// Returns once everything has been read and is durable here. Dropped, it goes on from its cursors when run anew.
     pub async fn run(&self) {
-        let Shared { ring, own, settings, .. } = &*self.shared;
-        let needed = (ring.replication_factor() + 1).saturating_sub(settings.write_quorum);
+        let Shared { ring, own, settings, rebuild_watch, .. } = &*self.shared;
         let begun = Instant::now();
-        let mut pulls: FuturesUnordered<_> =
-            co_primaries(ring, own).into_iter().map(|peer| self.pull(peer)).collect();
-        let (mut done, mut voting) = (BTreeSet::new(), BTreeSet::new());
-        while !is_enough(ring, own, &voting, needed) && !is_enough(ring, own, &done, usize::MAX) {
-            let (peer, was_voting) = pulls.next().await.expect("all peers together are enough");
-            tracing::info!(%peer, was_voting, "ranges read for the rebuild");
-            if was_voting {
-                voting.insert(peer.clone());
+        let peers = co_primaries(ring, own);
+        rebuild_watch.begin(&peers);
+        let mut pulls: FuturesUnordered<_> = peers.into_iter().map(|peer| self.pull(peer)).collect();
+        let mut read = 0;
+        while let Some((peer, whole)) = pulls.next().await {
+            rebuild_watch.on_read_to_the_end(&peer);
+            if whole {
+                tracing::info!(%peer, "ranges read for the rebuild");
+            } else {
+                tracing::warn!(%peer, "ranges read for the rebuild from a peer that is damaged or rebuilds itself");
             }
-            done.insert(peer);
-            if self.shared.env.planted.has(Mistake::RebuildFromOnePeer) {
+            read += 1;
+            let planted = self.shared.env.planted;
+            if planted.has(Mistake::RebuildFromOnePeer)
+                || (planted.has(Mistake::RebuildTrustsRebuildingPeer)
+                    && read + settings.write_quorum > ring.replication_factor())
+            {
                 break;
             }
         }
@@ -98,24 +171,30 @@ impl Rebuild {
         tracing::info!(seconds = begun.elapsed().as_secs_f64(), records, "rebuilt");
     }
 
-    /// Reads everything that `peer` shares with this node; says whether the peer's disk counted all the while.
+    /// Reads everything that `peer` shares with this node; says whether the peer's disk was whole and counted all the while.
     async fn pull(&self, peer: NodeId) -> (NodeId, bool) {
         let noted = self.identity.with(|identity| identity.rebuild.get(&peer).cloned());
         let mut progress = match noted {
-            Some(Progress { next: None, voting }) => return (peer, voting),
+            Some(Progress { next: None, whole }) => return (peer, whole),
             Some(begun) => begun,
-            None => Progress { next: None, voting: true },
+            None => Progress { next: None, whole: true },
         };
+        let watch = &self.shared.rebuild_watch;
         let mut backoff = BACKOFF_MIN;
         let mut saved = Instant::now();
         loop {
-            let Some(page) = self.page(&peer, progress.next.clone()).await else {
-                sleep(backoff).await;
-                backoff = (backoff * 2).min(BACKOFF_MAX);
-                continue;
+            let page = match self.page(&peer, progress.next.clone()).await {
+                Ok(page) => page,
+                Err(why) => {
+                    watch.on_failure(&peer, &why);
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                    continue;
+                }
             };
             backoff = BACKOFF_MIN;
-            progress = Progress { next: page.next, voting: progress.voting && page.voting };
+            watch.on_page(&peer, page.damaged);
+            progress = Progress { next: page.resume, whole: progress.whole && page.voting && !page.damaged };
             self.identity.note(|identity| identity.rebuild.insert(peer.clone(), progress.clone()));
             let is_done = progress.next.is_none();
             if is_done || saved.elapsed() >= SAVE_EVERY {
@@ -123,13 +202,13 @@ impl Rebuild {
                 let _ = self.identity.update(|_| {}).await; // a crash before the next one begins further back
             }
             if is_done {
-                return (peer, progress.voting);
+                return (peer, progress.whole);
             }
         }
     }
 
-    /// Reads one page and stores it durably; what is then known of the peer, `None` on failure.
-    async fn page(&self, peer: &NodeId, start: Option<Bytes>) -> Option<Progress> {
+    /// Reads one page and stores its items durably; they are gone from what it returns. The error says why not.
+    async fn page(&self, peer: &NodeId, start: Option<Bytes>) -> Result<ScanPage, String> {
         let _permit = self.pages.acquire().await.expect("the semaphore is never closed");
         let request = ReplicaRequest::Scan(ScanRequest {
             range: KeyRange { start, end: None },
@@ -138,28 +217,20 @@ impl Rebuild {
             bytes_max: BYTES_MAX,
             examined_max: EXAMINED_MAX,
         });
-        let page = match self.shared.peers.call(peer, request, self.shared.settings.network_timeout).await {
+        let answer = self.shared.peers.call(peer, request, self.shared.settings.network_timeout).await;
+        let mut page = match answer {
             Ok(ReplicaResponse::Page(page)) => page,
-            Ok(_) => return None,
-            Err(error) => {
-                tracing::debug!(%peer, %error, "no page for the rebuild");
-                return None;
-            }
+            Ok(_) => return Err("it answered something else".to_owned()),
+            Err(error) => return Err(error.to_string()),
         };
-        let ScanPage { items, resume, voting } = page;
-        let voting = voting || self.shared.env.planted.has(Mistake::RebuildTrustsRebuildingPeer);
         if self.shared.env.planted.has(Mistake::RebuildCursorBeforePage) {
-            let progress = Progress { next: resume.clone(), voting };
+            let progress = Progress { next: page.resume.clone(), whole: page.voting };
             self.identity.note(|identity| identity.rebuild.insert(peer.clone(), progress));
             let _ = self.identity.update(|_| {}).await;
         }
-        match self.store(items).await {
-            Ok(()) => Some(Progress { next: resume, voting }),
-            Err(error) => {
-                tracing::warn!(%error, "a page of the rebuild could not be stored");
-                None
-            }
-        }
+        let items = std::mem::take(&mut page.items);
+        self.store(items).await.map_err(|error| format!("its records could not be stored here: {error}"))?;
+        Ok(page)
     }
 
     async fn store(&self, items: Vec<(Key, Record)>) -> Result<(), engine::Error> {
@@ -186,31 +257,32 @@ mod tests {
     use crate::replication::tests::ring;
 
     #[test]
-    fn with_three_nodes_and_w_2_both_others_are_needed() {
-        let (ring, ids) = ring(3, 3);
-        let one = BTreeSet::from([ids[1].clone()]);
-        let both = BTreeSet::from([ids[1].clone(), ids[2].clone()]);
-        assert!(!is_enough(&ring, &ids[0], &one, 2));
-        assert!(is_enough(&ring, &ids[0], &both, 2));
-        assert!(is_enough(&ring, &ids[0], &both, 3), "all there are");
-    }
-
-    #[test]
-    fn every_range_needs_its_own_primaries() {
-        let (ring, ids) = ring(6, 3);
-        let all = co_primaries(&ring, &ids[0]);
-        assert!(is_enough(&ring, &ids[0], &all, 2));
-        for missing in &all {
-            let mut rest = all.clone();
-            rest.remove(missing);
-            let whole = ring.ranges_of(&ids[0]).all(|range| !ring.primaries(range).contains(missing));
-            assert_eq!(is_enough(&ring, &ids[0], &rest, 2), whole);
+    fn every_node_that_shares_a_range_is_read() {
+        let (three, ids) = ring(3, 3);
+        assert_eq!(co_primaries(&three, &ids[0]), BTreeSet::from([ids[1].clone(), ids[2].clone()]));
+        let (six, ids) = ring(6, 3);
+        let read = co_primaries(&six, &ids[0]);
+        for range in six.ranges_of(&ids[0]) {
+            assert!(six.primaries(range).iter().all(|node| *node == ids[0] || read.contains(node)));
         }
+        let (alone, ids) = ring(3, 1);
+        assert!(co_primaries(&alone, &ids[0]).is_empty(), "the only replica needs nobody");
     }
 
     #[test]
-    fn the_only_replica_needs_nobody() {
-        let (ring, ids) = ring(3, 1);
-        assert!(is_enough(&ring, &ids[0], &BTreeSet::new(), 1));
+    fn whoever_asks_is_told_which_peer_is_waited_for_and_why() {
+        let [a, b] = ["a:1", "b:1"].map(NodeId::from_canonical);
+        let watch = RebuildWatch::default();
+        assert_eq!(watch.problem(), None);
+        watch.begin(&BTreeSet::from([a.clone(), b.clone()]));
+        watch.on_failure(&a, "down");
+        watch.on_page(&b, true);
+        let told = "a:1 cannot be read (down); b:1 is being read and has damaged blocks";
+        assert_eq!(watch.problem().as_deref(), Some(told));
+        watch.on_page(&a, false);
+        watch.on_read_to_the_end(&b);
+        assert_eq!(watch.problem().as_deref(), Some("a:1 is being read"));
+        watch.on_read_to_the_end(&a);
+        assert_eq!(watch.problem(), None);
     }
 }

@@ -26,7 +26,7 @@ use super::api::{NotSent, ReadError, ScanOptions, ValuePage};
 use super::shared::{Shared, count};
 use super::{expiry, replica};
 use crate::cluster::Ring;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, SkippedBlocks};
 use crate::env::{Lane, Mistake};
 use crate::rpc::{Refusal, ReplicaRequest, ReplicaResponse, ScanPage, ScanRequest, WriteOrigin};
 use crate::types::{Key, KeyRange, NodeId, Record, Timestamp};
@@ -48,6 +48,9 @@ const MENDED_MAX: usize = 256;
 const MENDED_BYTES_MAX: usize = 1 << 20;
 
 /// Serves a page of this node's records to a peer, or to this node itself.
+///
+/// A page of what is shared with another node goes round damaged blocks and says so: that node is to be brought in line
+/// and reads other replicas too. A page for clients is refused, and another replica asked.
 pub async fn serve_page(shared: &Arc<Shared>, request: ScanRequest) -> Result<ScanPage, Refusal> {
     let voting = shared.standing.is_voting();
     let mut page = Collected::new(&request);
@@ -62,12 +65,16 @@ pub async fn serve_page(shared: &Arc<Shared>, request: ScanRequest) -> Result<Sc
         let job = move || page.collect(&engine, now, wanted);
         page = shared.env.pool.run(Lane::Read, job).await.map_err(|error| refusal(shared, &error))?;
     }
+    for block in page.skipped.iter().flat_map(SkippedBlocks::all) {
+        tracing::error!(node = %shared.own, error = block.error, "a damaged block was left out of what a peer reads");
+    }
     expiry::all_as_of_now(shared, &mut page.items).await;
     let voting = voting && shared.standing.is_voting();
     Ok(ScanPage {
         voting,
         items: page.items,
         resume: page.range.map(|range| range.start.unwrap_or_default()),
+        damaged: page.skipped.is_some_and(|skipped| !skipped.is_empty()),
     })
 }
 
@@ -93,6 +100,8 @@ struct Collected {
     records_left: usize,
     bytes_left: usize,
     examined_left: usize,
+    /// Damaged blocks that were gone round; `None`: they are an error.
+    skipped: Option<SkippedBlocks>,
 }
 
 /// Records that a page between nodes holds at most when so many values are asked for.
@@ -110,6 +119,7 @@ impl Collected {
             records_left: records_max(rows_max),
             bytes_left: (request.bytes_max as usize).clamp(1, BYTES_MAX),
             examined_left: (request.examined_max as usize).clamp(1, EXAMINED_MAX),
+            skipped: request.shared_with.as_ref().map(|_| SkippedBlocks::default()),
         }
     }
 
@@ -129,7 +139,11 @@ impl Collected {
         wanted: impl Fn(&Key) -> bool,
     ) -> Result<Self, engine::Error> {
         let Some(range) = self.range.take() else { return Ok(self) };
-        for (examined, item) in engine.scan(&range).enumerate() {
+        let scan = match &self.skipped {
+            Some(skipped) => engine.scan_around_damage(&range, skipped),
+            None => engine.scan(&range),
+        };
+        for (examined, item) in scan.enumerate() {
             let (key, record) = item?;
             let weight = key.as_bytes().len() + record.value_len();
             let wanted = wanted(&key);
@@ -351,7 +365,7 @@ impl Round {
                 if !has
                     && self.pages.contains_key(node)
                     && mended < MENDED_MAX
-                    && mended_bytes < MENDED_BYTES_MAX
+                    && (mended == 0 || mended_bytes + weight <= MENDED_BYTES_MAX)
                 {
                     mended += 1;
                     mended_bytes += weight;

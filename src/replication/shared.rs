@@ -25,6 +25,7 @@ use super::checkpoint::{CheckpointError, Checkpoints};
 use super::hot_keys::HotKeys;
 use super::late_versions::LateVersions;
 use super::quick_read::QuickReads;
+use super::rebuild::RebuildWatch;
 use super::write_groups::WriteGroups;
 use super::{Clocks, LocalStore, Peers, StandingCell};
 use crate::cluster::{Ring, Token};
@@ -179,6 +180,8 @@ pub struct Shared {
     pub(super) write_groups: WriteGroups,
     /// What clients of this node ask for most.
     pub hot_keys: HotKeys,
+    /// How the rebuild under way stands, if there is one.
+    pub rebuild_watch: RebuildWatch,
     load: OnceLock<Arc<dyn LoadSource>>,
     checkpoints: OnceLock<Arc<dyn Checkpoints>>,
     phase: AtomicU8,
@@ -303,6 +306,7 @@ impl Shared {
             quick_reads,
             write_groups: WriteGroups::default(),
             hot_keys: HotKeys::new(hot_keys_rng),
+            rebuild_watch: RebuildWatch::default(),
             load: OnceLock::new(),
             checkpoints: OnceLock::new(),
             phase: AtomicU8::new(Phase::Starting as u8),

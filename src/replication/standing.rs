@@ -6,14 +6,23 @@
 //!  on disk: voting ──────────────────────────────> Voting ──────────────────┐
 //!                                                     ^                     v
 //!  on disk: rebuilding, or empty, or damaged ─────────┼──────────────> Rebuilding
-//!                                                     └── has read its ranges, or is empty and meets a
-//!                                                         majority that never voted; first on disk
+//!                                                     └── has read its ranges, or is empty and certain that no
+//!                                                         directory of its name has voted; first on disk
 //! ```
 //!
 //! A replica that lost what it acknowledged must not vote: a quorum that counts it may miss the write. So a
 //! node whose disk is empty, foreign, older than its peers remember or damaged stores and serves, and counts
 //! neither for R nor for W, until it has read its ranges from enough peers (`rebuild`); that it has not yet is on
 //! disk before anything else, so that a crash in the middle does not forget it.
+//!
+//! An empty directory may vote at once if none before it under its name has ever counted ([`first_vote`]): then it lacks
+//! nothing that it acknowledged, only what every replica may lack that missed a write. Two things show that:
+//!
+//! - *Founding.* A majority of the members is there, itself included, and none of them has voted, or those that have met
+//!   this very directory before they did (they remember that, durably). So any majority of a new ring gets to vote, in
+//!   whatever order its nodes start and find each other.
+//! - *Admission.* More than half of the other members remember this very directory, durably, and none another one. Any
+//!   directory of the same name that voted before was remembered by one of them.
 //!
 //! Source: Michael et al., "Recovering Shared Objects Without Stable Storage" (2017), for why a disk that lost
 //! data must not count; the marks that peers remember are our own.
@@ -76,16 +85,33 @@ const HEAR_OUT: Duration = Duration::from_millis(500);
 /// How old a peer's word may be for an empty node to rely on it.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Whether a node that has never voted may vote without reading from its peers: it is alone, or it meets a
-/// majority of the members (itself included) of which none has ever voted, and no peer remembers a directory
-/// that voted under its name.
-pub fn may_vote_empty(members: usize, met: Met, alarm: bool) -> bool {
-    members == 1 || (!alarm && met.never_voted == met.heard && is_majority(members, met))
-}
-
 /// Whether the peers heard and this node are more than half of all members.
 fn is_majority(members: usize, met: Met) -> bool {
     met.heard + 1 > members / 2
+}
+
+/// Why a node that has never voted may vote without reading from its peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstVote {
+    /// The cluster begins with it.
+    Founding,
+    /// The cluster has begun, and no other directory has voted under its name.
+    Admission,
+}
+
+/// Whether a node that has never voted may vote without reading from its peers, and why. `alarm`: a peer remembers
+/// another directory under its name, or more of this one than it holds.
+pub fn first_vote(members: usize, met: Met, alarm: bool) -> Option<FirstVote> {
+    let others = members.saturating_sub(1);
+    if alarm {
+        None
+    } else if met.founders == met.heard && is_majority(members, met) {
+        Some(FirstVote::Founding)
+    } else if met.remembering > others / 2 {
+        Some(FirstVote::Admission)
+    } else {
+        None
+    }
 }
 
 /// Decides when this node votes: listens, rebuilds, and falls back when a peer's memory speaks against its disk.
@@ -133,7 +159,7 @@ impl StandingKeeper {
             }
             tokio::select! {
                 biased;
-                () = self.may_vote_empty() => {}
+                () = self.first_vote() => {}
                 () = self.settle_then_rebuild(begun) => {}
                 () = self.set_back() => continue, // how far the rebuild had come was set back too
             }
@@ -191,7 +217,8 @@ impl StandingKeeper {
         }
     }
 
-    async fn may_vote_empty(&self) {
+    /// Waits until this node, which has never voted, may do so as it is.
+    async fn first_vote(&self) {
         if self.identity.with(|identity| identity.has_voted) {
             std::future::pending::<()>().await;
         }
@@ -199,8 +226,12 @@ impl StandingKeeper {
         {
             return;
         }
-        while !may_vote_empty(self.peers + 1, self.facts.met(FRESH), self.facts.alarm().is_some()) {
-            self.facts.changed().await;
+        loop {
+            match first_vote(self.peers + 1, self.facts.met(FRESH), self.facts.alarm().is_some()) {
+                Some(FirstVote::Founding) => return self.facts.note_founders(FRESH),
+                Some(FirstVote::Admission) => return,
+                None => self.facts.changed().await,
+            }
         }
     }
 
@@ -225,31 +256,40 @@ impl StandingKeeper {
 mod tests {
     use super::*;
 
-    fn met(heard: usize, never_voted: usize) -> Met {
-        Met { heard, never_voted }
+    fn met(heard: usize, founders: usize, remembering: usize) -> Met {
+        Met { heard, founders, remembering }
     }
 
     #[test]
-    fn an_empty_node_votes_alone_or_among_a_majority_that_never_voted() {
-        assert!(may_vote_empty(1, met(0, 0), false));
-        assert!(!may_vote_empty(3, met(0, 0), false));
-        assert!(may_vote_empty(3, met(1, 1), false));
-        assert!(!may_vote_empty(3, met(2, 0), false), "both others have voted");
-        assert!(!may_vote_empty(4, met(1, 1), false), "half is no majority");
-        assert!(may_vote_empty(4, met(2, 2), false));
-        assert!(!may_vote_empty(3, met(2, 1), false), "one of them has voted, and may have forgotten us");
+    fn an_empty_node_votes_alone_or_among_a_majority_that_founds_the_cluster_with_it() {
+        let founding = Some(FirstVote::Founding);
+        assert_eq!(first_vote(1, met(0, 0, 0), false), founding);
+        assert_eq!(first_vote(3, met(0, 0, 0), false), None);
+        assert_eq!(first_vote(3, met(1, 1, 0), false), founding);
+        assert_eq!(first_vote(3, met(2, 0, 0), false), None, "both others have voted");
+        assert_eq!(first_vote(4, met(1, 1, 0), false), None, "half is no majority");
+        assert_eq!(first_vote(4, met(2, 2, 0), false), founding);
+        assert_eq!(first_vote(3, met(2, 1, 1), false), None, "one has voted, and may have forgotten us");
+    }
+
+    #[test]
+    fn an_empty_node_that_comes_late_votes_once_more_than_half_of_the_others_remember_it() {
+        assert_eq!(first_vote(3, met(1, 0, 1), false), None, "the other may know of another directory");
+        assert_eq!(first_vote(3, met(2, 0, 2), false), Some(FirstVote::Admission));
+        assert_eq!(first_vote(5, met(2, 0, 2), false), None);
+        assert_eq!(first_vote(5, met(3, 0, 3), false), Some(FirstVote::Admission));
     }
 
     #[test]
     fn a_majority_includes_this_node() {
         for (members, heard) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (7, 3)] {
-            assert!(is_majority(members, met(heard, 0)), "{heard} peers of {members} members");
-            assert!(heard == 0 || !is_majority(members, met(heard - 1, 0)), "{members} members");
+            assert!(is_majority(members, met(heard, 0, 0)), "{heard} peers of {members} members");
+            assert!(heard == 0 || !is_majority(members, met(heard - 1, 0, 0)), "{members} members");
         }
     }
 
     #[test]
     fn an_empty_node_whose_name_has_voted_before_does_not_vote() {
-        assert!(!may_vote_empty(3, met(2, 2), true));
+        assert_eq!(first_vote(3, met(2, 2, 2), true), None);
     }
 }

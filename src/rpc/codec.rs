@@ -2,7 +2,8 @@
 //!
 //! `docs/formats.md` draws every body byte by byte. Decoding shares the received bytes (no value is copied), checks
 //! every length before it reserves anything, and refuses what it does not know: a message that grows needs a
-//! new wire version, and the handshake settles on one that both sides speak.
+//! new wire version, and the handshake settles on one that both sides speak. Facts and pages are different since
+//! version 2: fields may be added at their end, which a reader that does not know them skips.
 
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use super::message::{
 use crate::types::{Key, KeyRange, NodeId, Record, Timestamp, Version};
 use crate::util::coding::{DecodeError, Reader, put_bytes, put_varint};
 
+/// The oldest and the newest wire version that this program speaks.
+pub const WIRE_VERSIONS: (u16, u16) = (1, 2);
+
 /// The longest member name, in bytes: a DNS name is at most 253, and a port follows.
 pub const NAME_LEN_MAX: usize = 512;
 
@@ -26,8 +30,19 @@ const KEY_LEN_MIN: usize = 1 + 1;
 /// Bytes of an item of [`ReplicaResponse::Written`] that was overtaken: its place and the newer timestamp.
 const OVERTAKEN_LEN: usize = 4 + 8;
 
-/// Appends a request as one frame. Nothing is appended when it does not fit.
+/// Appends a request as one frame, in the newest wire version. Nothing is appended when it does not fit.
 pub fn encode_request(
+    request: &Request,
+    request_id: u64,
+    timeout: Duration,
+    out: &mut BytesMut,
+) -> Result<(), TooLarge> {
+    encode_request_as(WIRE_VERSIONS.1, request, request_id, timeout, out)
+}
+
+/// [`encode_request`] for a peer that speaks wire version `wire`.
+pub fn encode_request_as(
+    wire: u16,
     request: &Request,
     request_id: u64,
     timeout: Duration,
@@ -48,7 +63,7 @@ pub fn encode_request(
         _ => 0,
     })?;
     Frame::encode(request_id, kind, deadline_ms(timeout), request.clock, out, |out| match &request.body {
-        ReplicaRequest::Ping(facts) => put_facts(out, facts),
+        ReplicaRequest::Ping(facts) => put_facts(out, facts, wire),
         ReplicaRequest::Write { origin, items } => {
             out.put_u8(*origin as u8);
             put_items(out, items);
@@ -69,8 +84,18 @@ pub fn encode_request(
     })
 }
 
-/// Appends an answer as one frame. Nothing is appended when it does not fit.
+/// Appends an answer as one frame, in the newest wire version. Nothing is appended when it does not fit.
 pub fn encode_response(response: &Response, request_id: u64, out: &mut BytesMut) -> Result<(), TooLarge> {
+    encode_response_as(WIRE_VERSIONS.1, response, request_id, out)
+}
+
+/// [`encode_response`] for a peer that speaks wire version `wire`.
+pub fn encode_response_as(
+    wire: u16,
+    response: &Response,
+    request_id: u64,
+    out: &mut BytesMut,
+) -> Result<(), TooLarge> {
     let kind = match &response.body {
         ReplicaResponse::Pong(_) => Kind::Pong,
         ReplicaResponse::Written { .. } => Kind::Written,
@@ -83,7 +108,7 @@ pub fn encode_response(response: &Response, request_id: u64, out: &mut BytesMut)
     };
     check_count(if let ReplicaResponse::Page(page) = &response.body { page.items.len() } else { 0 })?;
     Frame::encode(request_id, kind, 0, response.clock, out, |out| match &response.body {
-        ReplicaResponse::Pong(facts) => put_facts(out, facts),
+        ReplicaResponse::Pong(facts) => put_facts(out, facts, wire),
         ReplicaResponse::Written { voting, overtaken } => {
             put_flag(out, *voting);
             put_varint(out, overtaken.len() as u64);
@@ -105,9 +130,13 @@ pub fn encode_response(response: &Response, request_id: u64, out: &mut BytesMut)
             }
         }
         ReplicaResponse::Page(page) => {
-            put_flag(out, page.voting);
+            // An asker of version 1 cannot be told of damage; that the disk does not count has the same effect there.
+            put_flag(out, page.voting && (wire >= 2 || !page.damaged));
             put_option(out, page.resume.as_ref(), |out, resume| put_bytes(out, resume));
             put_items(out, &page.items);
+            if wire >= 2 {
+                put_flag(out, page.damaged);
+            }
         }
         ReplicaResponse::Load(load) => out.put_slice(load),
         ReplicaResponse::Refused(refusal) => put_refusal(out, refusal),
@@ -146,7 +175,10 @@ pub fn decode_response(frame: &Frame) -> Result<Response, DecodeError> {
         Kind::Page => {
             let voting = body.flag()?;
             let resume = body.option(Body::bound)?;
-            ReplicaResponse::Page(ScanPage { voting, items: body.items()?, resume })
+            let items = body.items()?;
+            let damaged = body.added_flag()?;
+            body.skip_added();
+            ReplicaResponse::Page(ScanPage { voting, items, resume, damaged })
         }
         Kind::Load => ReplicaResponse::Load(body.rest()),
         Kind::Refused => ReplicaResponse::Refused(body.refusal()?),
@@ -202,7 +234,7 @@ fn put_scan(out: &mut BytesMut, scan: &ScanRequest) {
     out.put_u32_le(scan.examined_max);
 }
 
-fn put_facts(out: &mut BytesMut, facts: &Facts) {
+fn put_facts(out: &mut BytesMut, facts: &Facts, wire: u16) {
     out.put_u128_le(facts.uuid);
     out.put_u64_le(facts.run);
     out.put_u64_le(facts.explained.as_u64());
@@ -215,6 +247,9 @@ fn put_facts(out: &mut BytesMut, facts: &Facts) {
         out.put_u64_le(mark.as_u64());
     });
     out.put_u64_le(facts.hints_waiting);
+    if wire >= 2 {
+        put_flag(out, facts.founded_with);
+    }
 }
 
 /// Refusals are numbered on the wire: never renumber.
@@ -250,6 +285,16 @@ impl<'a> Body<'a> {
             1 => Ok(true),
             _ => Err(DecodeError("0 or 1")),
         }
+    }
+
+    /// A flag that was added at the end of a message; not set where the sender does not know it.
+    fn added_flag(&mut self) -> Result<bool, DecodeError> {
+        if self.reader.is_empty() { Ok(false) } else { self.flag() }
+    }
+
+    /// Leaves out what a later version added at the end of a message.
+    fn skip_added(&mut self) {
+        self.reader = Reader::new(&[]);
     }
 
     fn option<T>(
@@ -370,7 +415,7 @@ impl<'a> Body<'a> {
     }
 
     fn facts(&mut self) -> Result<Facts, DecodeError> {
-        Ok(Facts {
+        let facts = Facts {
             uuid: self.u128()?,
             run: self.reader.u64()?,
             explained: self.timestamp()?,
@@ -380,7 +425,10 @@ impl<'a> Body<'a> {
             wall: self.timestamp()?,
             remembered: self.option(|body| Ok((body.u128()?, body.timestamp()?)))?,
             hints_waiting: self.reader.u64()?,
-        })
+            founded_with: self.added_flag()?,
+        };
+        self.skip_added();
+        Ok(facts)
     }
 
     fn refusal(&mut self) -> Result<Refusal, DecodeError> {

@@ -146,6 +146,9 @@ pub struct ScanPage {
     pub items: Vec<(Key, Record)>,
     /// Where the next page starts; `None` when the range is exhausted.
     pub resume: Option<Bytes>,
+    /// Whether the page lacks keys because blocks that hold them are damaged. Only pages for another node
+    /// ([`ScanRequest::shared_with`]) go round such blocks; others are refused.
+    pub damaged: bool,
 }
 
 /// Why a replica did nothing.
@@ -199,4 +202,7 @@ pub struct Facts {
     pub remembered: Option<(u128, Timestamp)>,
     /// Bytes of hints that the sender holds for the receiver.
     pub hints_waiting: u64,
+    /// Whether the sender met the receiver's present directory, which had never voted, before it cast its own first
+    /// vote: the cluster began with both of them.
+    pub founded_with: bool,
 }

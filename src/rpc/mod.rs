@@ -6,7 +6,10 @@ pub mod message;
 pub mod tcp;
 pub mod transport;
 
-pub use codec::{decode_request, decode_response, encode_request, encode_response};
+pub use codec::{
+    WIRE_VERSIONS, decode_request, decode_response, encode_request, encode_request_as, encode_response,
+    encode_response_as,
+};
 pub use frame::{Frame, FrameError, Kind};
 pub use message::{
     Facts, GROUP_BYTES_MAX, HeldVersion, ITEMS_MAX, Refusal, ReplicaRequest, ReplicaResponse, Request,

@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{Server, Start, until};
 
 /// Bounds that a busy machine does not reach.
-const LIMITS: ApiLimits = ApiLimits {
+pub const LIMITS: ApiLimits = ApiLimits {
     value_size_max: 8 << 20,
     body: BodyLimits { size_max: 64 << 20, grace: Duration::from_secs(10), rate_min: 16 << 10 },
     inflight_bytes_max: 64 << 20,
@@ -137,6 +137,11 @@ impl Ring {
         seat.server.take().expect("it runs").kill();
         seat.gate.set(State::Gone);
         seat.disk.crash_lose_all();
+    }
+
+    /// Replaces the disk of a node that does not run by an empty one.
+    pub fn wipe(&self, node: usize) {
+        self.seats[node].disk.wipe();
     }
 
     /// From now on no operation on a node's disk ends.

@@ -34,7 +34,7 @@ use bytes::{BufMut, Bytes};
 pub use builder::{BloomBits, BuildSettings, SstBuilder};
 pub use cache::TableCache;
 pub use expiries::{Ended, Expiries};
-pub use reader::{SstReader, TableIterator};
+pub use reader::{SkippedBlock, SkippedBlocks, SstReader, TableIterator};
 
 use crate::engine::internal_key::Kind;
 use crate::types::Timestamp;

@@ -4,11 +4,13 @@
 //! replaced it, whoever lets go last leaves the file to [`super::obsolete`], which closes and removes it in the background.
 
 use std::cmp::Ordering as Order;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::block::{Block, BlockCursor};
 use super::bloom::BloomFilter;
@@ -325,6 +327,41 @@ fn head(key: &[u8]) -> u64 {
     u64::from_be_bytes(bytes)
 }
 
+/// The blocks that a scan could not read and went round. A clone is the same list.
+#[derive(Debug, Clone, Default)]
+pub struct SkippedBlocks {
+    blocks: Arc<Mutex<BTreeMap<(u64, u64), SkippedBlock>>>,
+}
+
+/// A block that a scan went round: its keys are missing from what the scan gave, or older records were given in their place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SkippedBlock {
+    /// Its table's number.
+    pub table: u64,
+    /// Where it lies in the table.
+    pub offset: u64,
+    /// About how many entries it has: as many as the table's blocks have on average.
+    pub entries: u64,
+    /// No key of the block is below it.
+    pub low: Bytes,
+    /// No key of the block is above it.
+    pub high: Bytes,
+    /// What is wrong with it.
+    pub error: String,
+}
+
+impl SkippedBlocks {
+    /// Whether there is one.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.lock().is_empty()
+    }
+
+    /// All of them, each once.
+    pub fn all(&self) -> Vec<SkippedBlock> {
+        self.blocks.lock().values().cloned().collect()
+    }
+}
+
 /// A cursor over a table, which it keeps open. It looks into the cache and does not fill it.
 #[derive(Debug)]
 pub struct TableIterator {
@@ -332,12 +369,21 @@ pub struct TableIterator {
     /// Which block the cursor is in.
     block: usize,
     cursor: Option<BlockCursor>,
+    /// Where blocks that cannot be read are noted, if they are to be gone round.
+    skipped: Option<SkippedBlocks>,
 }
 
 impl TableIterator {
     /// Iterates over `table`.
     pub fn new(table: Arc<SstReader>) -> Self {
-        Self { table, block: 0, cursor: None }
+        Self { table, block: 0, cursor: None, skipped: None }
+    }
+
+    /// Goes round blocks that are damaged, and notes them in `skipped`.
+    #[must_use]
+    pub(crate) fn skipping(mut self, skipped: Option<SkippedBlocks>) -> Self {
+        self.skipped = skipped;
+        self
     }
 
     /// Goes over to another table, before its first entry.
@@ -346,15 +392,48 @@ impl TableIterator {
         self.cursor = None;
     }
 
-    /// Moves to an entry of block `block` with `go`, or on to the next block's first where that has none.
+    /// Moves to an entry of block `block` with `go`, or on to the first of the next block that has one.
     fn enter(
         &mut self,
         block: usize,
         go: impl FnOnce(&mut BlockCursor) -> Result<(), super::block::Malformed>,
     ) -> Result<(), Error> {
+        let mut entered = self.enter_block(block, go);
+        while self.is_left_behind(entered)? {
+            entered = self.enter_block(self.block + 1, BlockCursor::seek_to_first);
+        }
+        Ok(())
+    }
+
+    /// Whether the cursor must move on: its block has no entry for it, or is damaged and gone round.
+    fn is_left_behind(&self, entered: Result<bool, Error>) -> Result<bool, Error> {
+        let error = match (entered, &self.skipped) {
+            (Err(error), Some(_)) if error.is_damage() => error,
+            (entered, _) => return entered.map(|has_entry| !has_entry),
+        };
+        if let (Some(skipped), Some((handle, high))) = (&self.skipped, self.table.index.block(self.block)) {
+            let low = match self.block.checked_sub(1).and_then(|before| self.table.index.block(before)) {
+                Some((_, key)) => Bytes::copy_from_slice(key),
+                None => self.table.meta.smallest.clone(),
+            };
+            let high = Bytes::copy_from_slice(high);
+            let SstMeta { number: table, entries, .. } = self.table.meta;
+            let (offset, entries) = (handle.offset, entries.div_ceil(self.table.index.len() as u64));
+            let block = SkippedBlock { table, offset, entries, low, high, error: error.to_string() };
+            skipped.blocks.lock().insert((table, offset), block);
+        }
+        Ok(true)
+    }
+
+    /// Moves into block `block` with `go`; whether it stands at an entry there, or at the end of the table.
+    fn enter_block(
+        &mut self,
+        block: usize,
+        go: impl FnOnce(&mut BlockCursor) -> Result<(), super::block::Malformed>,
+    ) -> Result<bool, Error> {
         let mut cursor = self.cursor.take(); // an error below leaves the iterator at no entry
         self.block = block;
-        let Some(handle) = self.table.index.handle(self.block) else { return Ok(()) };
+        let Some(handle) = self.table.index.handle(self.block) else { return Ok(true) };
         let bytes = self.table.block_in_passing(handle)?;
         let mut cursor = match cursor.take() {
             Some(mut cursor) => {
@@ -364,9 +443,9 @@ impl TableIterator {
             None => BlockCursor::new(bytes),
         };
         go(&mut cursor).map_err(|detail| self.table.malformed(handle, detail))?;
-        let at_end = cursor.current().is_none();
+        let has_entry = cursor.current().is_some();
         self.cursor = Some(cursor);
-        if at_end { self.enter(block + 1, BlockCursor::seek_to_first) } else { Ok(()) }
+        Ok(has_entry)
     }
 }
 
@@ -384,7 +463,9 @@ impl InternalIterator for TableIterator {
         if let Err(detail) = cursor.advance() {
             self.cursor = None;
             let handle = self.table.index.handle(self.block).expect("the cursor is in a block of the index");
-            return Err(self.table.malformed(handle, detail));
+            let malformed = self.table.malformed(handle, detail);
+            self.is_left_behind(Err(malformed))?;
+            return self.enter(self.block + 1, BlockCursor::seek_to_first);
         }
         if cursor.current().is_some() {
             Ok(())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::Error;
 use crate::engine::iter::{EntryRef, InternalIterator};
-use crate::engine::sst::{SstReader, TableIterator};
+use crate::engine::sst::{SkippedBlocks, SstReader, TableIterator};
 
 /// A cursor over tables sorted by key; only the table it is in has a block in use.
 #[derive(Debug)]
@@ -13,12 +13,21 @@ pub struct LevelIterator {
     /// Which table the cursor is in.
     at: usize,
     inner: Option<TableIterator>,
+    /// Where blocks that cannot be read are noted, if they are to be gone round.
+    skipped: Option<SkippedBlocks>,
 }
 
 impl LevelIterator {
     /// Iterates over `tables`, which are sorted by key and do not overlap.
     pub fn new(tables: Vec<Arc<SstReader>>) -> Self {
-        Self { tables, at: 0, inner: None }
+        Self { tables, at: 0, inner: None, skipped: None }
+    }
+
+    /// Goes round blocks that are damaged, and notes them in `skipped`.
+    #[must_use]
+    pub(crate) fn skipping(mut self, skipped: Option<SkippedBlocks>) -> Self {
+        self.skipped = skipped;
+        self
     }
 
     /// Moves to an entry of table `at` with `go`, or on to the next table's first where that has none.
@@ -35,7 +44,7 @@ impl LevelIterator {
                 inner.reset(table);
                 inner
             }
-            None => TableIterator::new(table),
+            None => TableIterator::new(table).skipping(self.skipped.clone()),
         };
         go(&mut inner)?;
         let at_end = inner.current().is_none();

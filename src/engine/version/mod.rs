@@ -28,7 +28,7 @@ use super::Error;
 use super::compact::picker::{self, Limits};
 use super::iter::InternalIterator;
 use super::sst::reader::{Lookup, Patience};
-use super::sst::{SstReader, TableIterator};
+use super::sst::{SkippedBlocks, SstReader, TableIterator};
 use crate::types::{KeyRange, Record, Timestamp};
 
 /// How many levels there are.
@@ -171,6 +171,15 @@ impl Version {
 
     /// Iterators which together hold every entry of `range`, and may hold more. They keep their tables open.
     pub fn iterators(&self, range: &KeyRange) -> Vec<Box<dyn InternalIterator>> {
+        self.iterators_skipping(range, None)
+    }
+
+    /// [`Version::iterators`] which go round damaged blocks and note them in `skipped`, if there is one.
+    pub(crate) fn iterators_skipping(
+        &self,
+        range: &KeyRange,
+        skipped: Option<&SkippedBlocks>,
+    ) -> Vec<Box<dyn InternalIterator>> {
         let [l0, deeper @ ..] = &self.levels;
         let in_range = |table: &&Arc<SstReader>| {
             range.start.as_ref().is_none_or(|start| table.meta().largest >= start)
@@ -178,12 +187,12 @@ impl Version {
         };
         let mut iterators: Vec<Box<dyn InternalIterator>> = Vec::new();
         for table in l0.iter().filter(in_range) {
-            iterators.push(Box::new(TableIterator::new(table.clone())));
+            iterators.push(Box::new(TableIterator::new(table.clone()).skipping(skipped.cloned())));
         }
         for tables in deeper {
             let tables: Vec<_> = tables.iter().filter(in_range).cloned().collect();
             if !tables.is_empty() {
-                iterators.push(Box::new(LevelIterator::new(tables)));
+                iterators.push(Box::new(LevelIterator::new(tables).skipping(skipped.cloned())));
             }
         }
         iterators

@@ -1,6 +1,6 @@
 use super::*;
 use crate::env::vfs_mem::MemVfs;
-use crate::env::{ManualClock, Pool, Rng, Tasks};
+use crate::env::{ManualClock, Pool, Rng, Tasks, Vfs as _};
 
 /// A world whose disk can crash, and a store in it.
 struct Setting {
@@ -19,7 +19,14 @@ impl Setting {
             disk: MemVfs::new(),
             clock: Arc::new(ManualClock::at(NOW_MICROS)),
             tasks: Tasks::abortable(),
-            settings: Settings { bytes_max, age_max: Duration::from_secs(60), range_of },
+            settings: Settings {
+                bytes_max,
+                age_max: Duration::from_secs(60),
+                queue_bytes_max: 128 << 20,
+                targets: vec![target(), NodeId::from_canonical("c:1")],
+                range_of,
+                ranges_of: Arc::new(|_| vec![1, 2, 3]),
+            },
         }
     }
 
@@ -84,7 +91,7 @@ async fn a_hint_that_came_during_a_delivery_is_looked_for_whatever_the_count_say
     let under_way = page(&store, None);
     store.store(&target(), vec![(key("k"), value(2, "newer"))]).await.unwrap();
     store.delivered(&target(), &under_way).await.unwrap();
-    assert_eq!(store.pending(&target()).0, 0);
+    assert_eq!(store.pending(&target()).0, 1, "and it is counted");
     assert!(store.is_waiting(&target()));
     let quiet = store.quiet(&target());
     store.delivered(&target(), &page(&store, None)).await.unwrap();
@@ -153,6 +160,137 @@ async fn the_count_is_settled_only_by_a_walk_during_which_nothing_was_stored() {
     let quiet = store.quiet(&target());
     store.settle(&target(), quiet);
     assert_eq!(store.pending(&target()).0, 0);
+}
+
+/// Hints and their keys' range, as the world of [`Setting`] sees them.
+async fn reopen(setting: &Setting, store: HintStore) -> HintStore {
+    store.close().await.unwrap();
+    drop(store);
+    setting.tasks.abort_all();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    setting.disk.crash_lose_all();
+    setting.open()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_hinted_again_after_a_flush_counts_once() {
+    let setting = Setting::new(1 << 20);
+    let mut store = setting.open();
+    for round in 0..5 {
+        let items = (0..200).map(|n| (key(&format!("k{n:03}")), value(round * 1000 + n, "v"))).collect();
+        store.store(&target(), items).await.unwrap();
+        assert_eq!(store.pending(&target()).0, 200, "round {round}");
+        store = reopen(&setting, store).await; // what was in memory lies in a table now
+    }
+    assert_eq!(store.pending(&target()), (200, 200 * weight(&key("k000"), &value(0, "v"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn hints_of_one_key_that_are_stored_at_once_count_once() {
+    let store = Setting::new(1 << 20).open();
+    let stores = (0..20).map(|n| store.store(&target(), vec![(key("k"), value(n, "v"))]));
+    for stored in futures_util::future::join_all(stores).await {
+        stored.unwrap();
+    }
+    assert_eq!(store.pending(&target()), (1, weight(&key("k"), &value(0, "v"))));
+    assert_eq!(page(&store, None), [Hint { key: key("k"), record: value(19, "v") }]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_large_hints_and_one_beyond_the_memtable_are_all_stored() {
+    let store = Setting::new(1 << 30).open();
+    let large = "v".repeat(1 << 20);
+    let stores = (0..50).map(|n| store.store(&target(), vec![(key(&format!("k{n:02}")), value(n, &large))]));
+    for stored in futures_util::future::join_all(stores).await {
+        stored.unwrap();
+    }
+    let largest = value(99, &"v".repeat(40 << 20));
+    store.store(&target(), vec![(key("z"), largest.clone())]).await.unwrap();
+    assert_eq!(store.pending(&target()).0, 51);
+    assert_eq!(page(&store, Some(&key("k49"))), [Hint { key: key("z"), record: largest }]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_hints_at_one_timestamp_the_one_whose_record_supersedes_stays() {
+    let store = Setting::new(1 << 20).open();
+    let deleted = Record::tombstone(Timestamp::from_micros(NOW_MICROS + 1));
+    store.store(&target(), vec![(key("k"), deleted.clone())]).await.unwrap();
+    store.store(&target(), vec![(key("k"), value(1, "v"))]).await.unwrap();
+    assert_eq!(page(&store, None), [Hint { key: key("k"), record: deleted }]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_spares_another_hint_of_the_same_timestamp_that_came_meanwhile() {
+    let store = Setting::new(1 << 20).open();
+    store.store(&target(), vec![(key("k"), value(1, "a"))]).await.unwrap();
+    let under_way = page(&store, None);
+    store.store(&target(), vec![(key("k"), value(1, "b"))]).await.unwrap();
+    store.delivered(&target(), &under_way).await.unwrap();
+    assert_eq!(page(&store, None), [Hint { key: key("k"), record: value(1, "b") }]);
+    assert_eq!(store.pending(&target()).0, 1);
+}
+
+/// One rotten byte dropped the whole table at the start, with all of its 2,000 hints, counted nowhere.
+#[tokio::test(start_paused = true)]
+async fn a_rotten_byte_costs_the_hints_of_its_block_which_are_counted_and_their_ranges_dirty() {
+    let setting = Setting::new(1 << 30);
+    let store = setting.open();
+    let text = |n: u64| {
+        let hex = |part: u64| format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&(n * 7 + part).to_le_bytes()));
+        (0..7).map(hex).collect::<String>()
+    };
+    let items = (0..2000).map(|n| (key(&format!("k{n:04}")), value(n, &text(n)))).collect();
+    store.store(&target(), items).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    setting.tasks.abort_all();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let dir = Path::new("/hints");
+    let tables: Vec<_> =
+        setting.disk.list(dir).unwrap().into_iter().filter(|name| name.ends_with(".sst")).collect();
+    for table in &tables {
+        setting.disk.flip_byte(&dir.join(table), 20_000).unwrap();
+    }
+    let store = setting.open();
+    let left = store.pending(&target()).0;
+    assert!((1500..2000).contains(&left), "{left} of 2000 hints are left");
+    let dropped = store.stats().dropped;
+    assert!(dropped > 0 && dropped.abs_diff(2000 - left) <= 200, "{dropped} counted, {} lost", 2000 - left);
+    assert_eq!(store.dirty_ranges(&target()), [1, 2, 3]);
+    assert_eq!(
+        store.dirty_ranges(&NodeId::from_canonical("c:1")),
+        [0; 0],
+        "no hint for it can have been there"
+    );
+    let (mut after, mut found) = (None, 0);
+    loop {
+        let hints = page(&store, after.as_ref());
+        let Some(last) = hints.last() else { break };
+        found += hints.len() as u64;
+        after = Some(last.key.clone());
+    }
+    assert_eq!(found, left, "a walk goes round it");
+    assert_eq!(store.stats().dropped, dropped, "it is counted once");
+    let store = reopen(&setting, store).await;
+    assert_eq!((store.stats().dropped, store.pending(&target()).0), (0, left), "after a restart, too");
+    assert_eq!(store.dirty_ranges(&target()), [1, 2, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hints_lost_because_the_disk_is_full_are_counted_and_marked_once_it_has_room() {
+    let setting = Setting::new(1 << 30);
+    let store = setting.open();
+    setting.disk.set_capacity(Some(0));
+    let refused = store.store(&target(), vec![(key("k"), value(1, "v"))]).await;
+    assert!(refused.is_err());
+    assert_eq!((store.stats().dropped, store.pending(&target()).0), (1, 0));
+    setting.disk.set_capacity(None);
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        store.tick();
+    }
+    let store = reopen(&setting, store).await;
+    assert_eq!(store.dirty_ranges(&target()), [u16::from(b'k')]);
 }
 
 mod replay {
@@ -274,12 +412,52 @@ mod replay {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_wall_clock_that_jumps_ahead_for_some_seconds_drops_no_hint() {
+        let setting = Setting::new(1 << 20);
+        let store = setting.open();
+        let (it, _stop) = start(&setting, &store);
+        let items: Vec<_> = (0..100).map(|n| (key(&format!("k{n:02}")), value(n, "v"))).collect();
+        store.store(&target(), items.clone()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let hours = 4 * 3_600_000_000;
+        setting.clock.advance(hours + 10_000_000);
+        it.set_alive(true);
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        setting.clock.set(NOW_MICROS + 16_000_000);
+        assert_eq!(*it.got.lock(), items);
+        assert_eq!(store.stats().dropped, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_few_refused_hints_cost_a_few_more_messages_and_not_one_for_each_of_the_others() {
+        let setting = Setting::new(1 << 20);
+        let store = setting.open();
+        let (it, _stop) = start(&setting, &store);
+        *it.answer.lock() = |items| {
+            let unwanted = items.iter().any(|(key, _)| key.as_bytes().ends_with(b"777"));
+            if unwanted { Outcome::Unwanted } else { Outcome::Delivered }
+        };
+        let items: Vec<_> = (0..3000).map(|n| (key(&format!("k{n:04}")), value(n, "v"))).collect();
+        for chunk in items.chunks(500) {
+            store.store(&target(), chunk.to_vec()).await.unwrap();
+        }
+        it.set_alive(true);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!((it.got.lock().len(), store.stats().dropped), (2997, 3));
+        let calls = *it.calls.lock();
+        assert!(calls < 100, "{calls} messages");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_hint_that_grew_too_old_is_dropped_unsent() {
         let setting = Setting::new(1 << 20);
         let store = setting.open();
         let (it, _stop) = start(&setting, &store);
         store.store(&target(), vec![(key("old"), value(1, "v"))]).await.unwrap();
-        setting.clock.advance(61_000_000);
+        for _ in 0..61 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            setting.clock.advance(1_000_000);
+        }
         store.store(&target(), vec![(key("young"), value(60_000_000, "v"))]).await.unwrap();
         it.set_alive(true);
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -149,6 +149,7 @@ pub fn facts(voting: bool) -> Facts {
         wall: Timestamp::ZERO,
         remembered: None,
         hints_waiting: 0,
+        founded_with: false,
     }
 }
 
@@ -232,7 +233,10 @@ impl TestRing {
             let hint_settings = hints::Settings {
                 bytes_max: 1 << 20,
                 age_max: Duration::from_secs(3600),
+                queue_bytes_max: 128 << 20,
+                targets: Vec::new(),
                 range_of: Arc::new(|_| 0),
+                ranges_of: Arc::new(|_| vec![0]),
             };
             let hints = HintStore::open(&env, Path::new("/hints"), hint_settings).unwrap();
             env.fs.sync_dir(Path::new("/")).unwrap();

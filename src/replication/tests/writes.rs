@@ -123,7 +123,10 @@ async fn a_target_known_down_has_its_hint_on_disk_before_the_answer() {
     let settings = crate::hints::Settings {
         bytes_max: 1 << 20,
         age_max: Duration::from_secs(3600),
+        queue_bytes_max: 128 << 20,
+        targets: Vec::new(),
         range_of: std::sync::Arc::new(|_| 0),
+        ranges_of: std::sync::Arc::new(|_| vec![0]),
     };
     let reopened = crate::hints::HintStore::open(&env, std::path::Path::new("/hints"), settings).unwrap();
     assert_eq!(reopened.pending(&ring.name(2)).0, 1, "it survives a crash right after the answer");

@@ -42,17 +42,18 @@ fn any_name() -> impl Strategy<Value = NodeId> {
 fn any_facts() -> impl Strategy<Value = Facts> {
     let marks = (any_timestamp(), any_timestamp(), any_timestamp());
     let remembered = prop::option::of((any::<u128>(), any_timestamp()));
-    (any::<u128>(), any::<u64>(), marks, any::<bool>(), any::<bool>(), remembered, any::<u64>()).prop_map(
-        |(uuid, run, (explained, mark, wall), voting, has_voted, remembered, hints_waiting)| Facts {
+    (any::<u128>(), any::<u64>(), marks, any::<[bool; 3]>(), remembered, any::<u64>()).prop_map(
+        |(uuid, run, (explained, mark, wall), flags, remembered, hints_waiting)| Facts {
             uuid,
             run,
             explained,
             mark,
-            voting,
-            has_voted,
+            voting: flags[0],
+            has_voted: flags[1],
             wall,
             remembered,
             hints_waiting,
+            founded_with: flags[2],
         },
     )
 }
@@ -119,8 +120,9 @@ fn any_response() -> impl Strategy<Value = ReplicaResponse> {
             .prop_map(|(voting, record)| ReplicaResponse::Record { voting, record }),
         (any::<bool>(), prop::collection::vec(held, 0..20))
             .prop_map(|(voting, held)| ReplicaResponse::Versions { voting, held }),
-        (any::<bool>(), any_items(), any_bound())
-            .prop_map(|(voting, items, resume)| ReplicaResponse::Page(ScanPage { voting, items, resume })),
+        (any::<[bool; 2]>(), any_items(), any_bound()).prop_map(|([voting, damaged], items, resume)| {
+            ReplicaResponse::Page(ScanPage { voting, items, resume, damaged })
+        }),
         prop::collection::vec(any::<u8>(), 0..20).prop_map(|load| ReplicaResponse::Load(load.into())),
         any_refusal().prop_map(ReplicaResponse::Refused),
     ]
@@ -174,8 +176,45 @@ proptest! {
         encode_request(&request, 1, Duration::ZERO, &mut wire).unwrap();
         let mut frame = Frame::decode(wire.freeze()).unwrap();
         prop_assume!(!frame.body.is_empty()); // a request without a body has nothing to cut
+        prop_assume!(!(frame.kind == Kind::Ping && cut == 1)); // its last field may be missing
         frame.body.truncate(frame.body.len().saturating_sub(cut));
         prop_assert_ne!(decode_request(&frame), Ok(request));
+    }
+}
+
+/// What version 1 knows of facts and of a page, with the additions of version 2 at their defaults.
+fn without_additions(body: ReplicaResponse) -> ReplicaResponse {
+    match body {
+        ReplicaResponse::Pong(facts) => ReplicaResponse::Pong(Facts { founded_with: false, ..facts }),
+        ReplicaResponse::Page(ScanPage { voting, items, resume, damaged }) => {
+            let voting = voting && !damaged;
+            ReplicaResponse::Page(ScanPage { voting, items, resume, damaged: false })
+        }
+        other => other,
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_peer_of_wire_version_1_is_sent_what_it_knows_and_understood(body in any_response()) {
+        let (mut new, mut old) = (BytesMut::new(), BytesMut::new());
+        let response = Response { clock: Timestamp::ZERO, body };
+        encode_response_as(2, &response, 1, &mut new).unwrap();
+        encode_response_as(1, &response, 1, &mut old).unwrap();
+        let added = usize::from(matches!(response.body, ReplicaResponse::Pong(_) | ReplicaResponse::Page(_)));
+        prop_assert_eq!(new.len(), old.len() + added);
+        let expected = Response { body: without_additions(response.body), ..response };
+        prop_assert_eq!(decode_response(&Frame::decode(old.freeze()).unwrap()), Ok(expected));
+    }
+
+    #[test]
+    fn what_a_later_version_adds_to_facts_is_skipped(facts in any_facts()) {
+        let request = Request { clock: Timestamp::ZERO, body: ReplicaRequest::Ping(facts) };
+        let mut wire = BytesMut::new();
+        encode_request(&request, 1, Duration::ZERO, &mut wire).unwrap();
+        let mut frame = Frame::decode(wire.freeze()).unwrap();
+        frame.body = [&frame.body[..], b"later"].concat().into();
+        prop_assert_eq!(decode_request(&frame), Ok(request));
     }
 }
 

@@ -22,7 +22,7 @@ use super::{Counters, QUEUE_BYTES_MAX, REQUESTS_IN_FLIGHT_MAX};
 use crate::env::rng::SeededHasher;
 use crate::env::{Rng, Tasks};
 use crate::rpc::frame::FRAME_LEN_MAX;
-use crate::rpc::{BoxFuture, Error, Request, Response, decode_response, encode_request};
+use crate::rpc::{BoxFuture, Error, Request, Response, decode_response, encode_request_as};
 
 type Answer = Result<Response, Error>;
 
@@ -32,6 +32,8 @@ const TIMEOUT_STEP: Duration = Duration::from_millis(100);
 /// The requesting side of an open connection.
 #[derive(Debug)]
 pub(super) struct Connection {
+    /// The wire version that both sides speak.
+    wire: u16,
     outbox: Outbox,
     waiting: Mutex<Waiting>,
     counters: Arc<Counters>,
@@ -75,9 +77,9 @@ impl Drop for Place {
 }
 
 impl Connection {
-    pub fn new(rng: &Rng, counters: Arc<Counters>) -> Arc<Self> {
+    pub fn new(wire: u16, rng: &Rng, counters: Arc<Counters>) -> Arc<Self> {
         let waiting = Waiting { next_id: 1, takers: HashMap::with_hasher(rng.hasher()), closed: None };
-        Arc::new(Self { outbox: Outbox::default(), waiting: Mutex::new(waiting), counters })
+        Arc::new(Self { wire, outbox: Outbox::default(), waiting: Mutex::new(waiting), counters })
     }
 
     /// Queues a request at once; the future waits for its answer, and fails within [`TIMEOUT_STEP`] after `timeout`.
@@ -115,9 +117,9 @@ impl Connection {
         let place = Place { connection: self, id, answered: false };
         let connection = &place.connection;
         let patience = Some((now, timeout));
-        let pushed = connection
-            .outbox
-            .push(patience, QUEUE_BYTES_MAX, |out| encode_request(request, id, timeout, out));
+        let pushed = connection.outbox.push(patience, QUEUE_BYTES_MAX, |out| {
+            encode_request_as(connection.wire, request, id, timeout, out)
+        });
         match pushed {
             Ok(()) => Ok((place, receiver)),
             Err(Rejected::Closed) => Err(Error::Unreachable("connection closed".to_owned())),

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::Shared;
-use super::hello::{Hello, Role, Transcript, Verdict, differences};
+use super::hello::{Hello, Role, Transcript, Verdict, common_wire_version, differences};
 use super::incoming::{Ended, Incoming};
 use crate::rpc::frame::{Frame, Kind};
 use crate::tls::PeerCertificate;
@@ -51,14 +51,14 @@ impl From<DecodeError> for Refused {
     }
 }
 
-/// Shakes hands with the node dialled as `peer`, for one of our workers.
+/// Shakes hands with the node dialled as `peer`, for one of our workers; returns the wire version to speak.
 pub(super) async fn dial<R: AsyncRead + Unpin>(
     shared: &Shared,
     peer: &NodeId,
     worker: u16,
     incoming: &mut Incoming<R>,
     io: &mut (impl AsyncWrite + Unpin),
-) -> Result<(), Refused> {
+) -> Result<u16, Refused> {
     let ours = shared.hello(peer.clone(), worker);
     let our_body = send(io, Kind::Hello, |out| ours.encode(out)).await?;
     let their_body = receive(incoming, Kind::Hello).await?;
@@ -80,19 +80,24 @@ pub(super) async fn dial<R: AsyncRead + Unpin>(
     } else if !transcript.is_proved(secret, Role::Server, &verdict.proof) {
         "CLUSTER_SECRET is not the same".to_owned()
     } else {
-        return Ok(());
+        return Ok(wire_version(&ours, &theirs));
     };
     Err(Refused::Problem { text, from: Some(peer.clone()) })
 }
 
-/// Shakes hands with whoever dialled this node; returns who it is, and for which of its workers. A certificate that it has
-/// shown must name the host that it claims to be.
+/// The wire version that two nodes speak which have found no difference between them.
+fn wire_version(ours: &Hello, theirs: &Hello) -> u16 {
+    common_wire_version(ours.wire_versions, theirs.wire_versions).expect("a difference was looked for before")
+}
+
+/// Shakes hands with whoever dialled this node; returns who it is, for which of its workers, and the wire version to speak. A
+/// certificate that it has shown must name the host that it claims to be.
 pub(super) async fn accept<R: AsyncRead + Unpin>(
     shared: &Shared,
     certificate: Option<&PeerCertificate>,
     incoming: &mut Incoming<R>,
     io: &mut (impl AsyncWrite + Unpin),
-) -> Result<(NodeId, u16), Refused> {
+) -> Result<(NodeId, u16, u16), Refused> {
     let their_body = receive(incoming, Kind::Hello).await?;
     let theirs = Hello::decode(&their_body)?;
     let ours = shared.hello(theirs.from.clone(), 0);
@@ -121,7 +126,8 @@ pub(super) async fn accept<R: AsyncRead + Unpin>(
         let text = format!("refused by the peer: {}", verdict.problem);
         return Err(Refused::Problem { text, from });
     }
-    Ok((theirs.from, theirs.worker))
+    let wire = wire_version(&ours, &theirs);
+    Ok((theirs.from, theirs.worker, wire))
 }
 
 /// Sends one frame and returns its body.

@@ -17,12 +17,12 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
 use crate::cluster::Member;
+#[cfg(test)]
+use crate::rpc::WIRE_VERSIONS;
 use crate::rpc::codec::NAME_LEN_MAX;
 use crate::types::NodeId;
 use crate::util::coding::{DecodeError, Reader, put_bytes, put_varint};
 
-/// The oldest and the newest wire format that this version speaks. A new format is a new number.
-pub const WIRE_VERSIONS: (u16, u16) = (1, 1);
 /// Members in a hello, at most.
 const MEMBERS_MAX: usize = 4096;
 /// The longest problem that a verdict tells, in bytes.
@@ -317,7 +317,7 @@ mod tests {
             ("Q is 1024 here, 64 there", &|b| b.range_count = 64),
             ("hash seed is 0 here, 9 there", &|b| b.hash_seed = 9),
             ("CLUSTER_SECRET is not set here, set there", &|b| b.has_secret = true),
-            ("wire versions are 1 to 1 here, 2 to 3 there", &|b| b.wire_versions = (2, 3)),
+            ("wire versions are 1 to 2 here, 3 to 4 there", &|b| b.wire_versions = (3, 4)),
             ("only here: c:1;vnodes=10; only there: c:1;vnodes=20;zone=z", &|b| {
                 b.members[2].weight = 20;
                 b.members[2].zone = Some("z".to_owned());

@@ -111,7 +111,7 @@ impl Link {
     async fn attempt(&self, shared: &Arc<Shared>) -> Result<(), Refused> {
         let dialled = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.dial(shared)).await;
         let dialled = dialled.unwrap_or_else(|_| Err(Refused::Failed("no handshake in time".to_owned())));
-        let open = match dialled {
+        let (open, wire) = match dialled {
             Ok(open) => open,
             Err(refused) => {
                 shared.counters.dials_failed.inc();
@@ -129,7 +129,7 @@ impl Link {
         };
         shared.problems.clear(&self.peer, Direction::Outgoing);
         shared.counters.dialled.inc();
-        let connection = Connection::new(&shared.env.rng, shared.counters.clone());
+        let connection = Connection::new(wire, &shared.env.rng, shared.counters.clone());
         *self.state.lock() = State::Up(connection.clone());
         tracing::info!(peer = %self.peer, tls = matches!(open, Open::Tls(..)), "connected");
         let running = async {
@@ -147,7 +147,7 @@ impl Link {
         Ok(())
     }
 
-    async fn dial(&self, shared: &Shared) -> Result<Open, Refused> {
+    async fn dial(&self, shared: &Shared) -> Result<(Open, u16), Refused> {
         if let Some(text) = shared.problems.incoming(&self.peer) {
             return Err(Refused::Failed(text)); // noted already, and cleared when the peer comes without it
         }
@@ -157,8 +157,8 @@ impl Link {
             Ok(stream) => {
                 let (read, mut io) = tokio::io::split(stream);
                 let mut incoming = Incoming::new(read, BytesMut::new());
-                self.enter(shared, address, &mut incoming, &mut io).await?;
-                Ok(Open::Tls(incoming, io))
+                let wire = self.enter(shared, address, &mut incoming, &mut io).await?;
+                Ok((Open::Tls(incoming, io), wire))
             }
             Err(DialError::Plaintext) if tls.takes_plaintext() => {
                 let (stream, address) = self.connect().await?;
@@ -183,21 +183,21 @@ impl Link {
         shared: &Shared,
         stream: TcpStream,
         address: SocketAddr,
-    ) -> Result<Open, Refused> {
+    ) -> Result<(Open, u16), Refused> {
         let (read, mut io) = stream.into_split();
         let mut incoming = Incoming::new(read, BytesMut::new());
-        self.enter(shared, address, &mut incoming, &mut io).await?;
-        Ok(Open::Plain(incoming, io))
+        let wire = self.enter(shared, address, &mut incoming, &mut io).await?;
+        Ok((Open::Plain(incoming, io), wire))
     }
 
-    /// Asks for the peers' protocol, and shakes hands in it.
+    /// Asks for the peers' protocol, and shakes hands in it; returns the wire version to speak.
     async fn enter(
         &self,
         shared: &Shared,
         address: SocketAddr,
         incoming: &mut Incoming<impl AsyncRead + Unpin>,
         io: &mut (impl AsyncWrite + Unpin),
-    ) -> Result<(), Refused> {
+    ) -> Result<u16, Refused> {
         io.write_all(upgrade_request(&self.peer).as_bytes()).await?;
         io.flush().await?;
         let status_line = incoming.status_line().await.map_err(|ended| self.not_let_in(ended))?;

@@ -34,10 +34,10 @@ use std::time::Duration;
 use dashmap::DashMap;
 use tokio::net::TcpStream;
 
-use self::hello::{Hello, WIRE_VERSIONS};
+use self::hello::Hello;
 use self::link::Link;
 use self::problems::Problems;
-use super::{BoxFuture, Error, Request, Response, Transport};
+use super::{BoxFuture, Error, Request, Response, Transport, WIRE_VERSIONS};
 use crate::cluster::Ring;
 use crate::env::Env;
 use crate::env::rng::SeededHasher;

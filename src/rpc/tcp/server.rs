@@ -33,7 +33,7 @@ use super::{
     TcpTransport, UPGRADE_PROTOCOL, tune,
 };
 use crate::rpc::frame::{FRAME_LEN_MAX, Frame, Kind};
-use crate::rpc::{Handler, Refusal, ReplicaResponse, Response, decode_request, encode_response};
+use crate::rpc::{Handler, Refusal, ReplicaResponse, Response, decode_request, encode_response_as};
 use crate::tls::{PeerCertificate, ServerStream};
 use crate::types::NodeId;
 use crate::util::patience::PatientStream;
@@ -165,7 +165,7 @@ impl Server {
         W: AsyncWrite + Unpin + Send + 'static,
     {
         let shaking = handshake::accept(&self.shared, certificate.as_ref(), &mut incoming, &mut io);
-        let (from, worker) = match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking).await {
+        let (from, worker, wire) = match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking).await {
             Ok(Ok(who)) => who,
             Ok(Err(refused)) => return self.refuse(&refused, peer_addr),
             Err(_) => return self.refuse(&Refused::Failed("no handshake in time".to_owned()), peer_addr),
@@ -194,7 +194,7 @@ impl Server {
             }
             () = replaced.cancelled() => {}
             _ = &mut writer => {}
-            ended = self.receive(&from, &mut incoming, &outbox, &served) => {
+            ended = self.receive(&from, wire, &mut incoming, &outbox, &served) => {
                 if let Ended::Frame(error) = &ended {
                     self.shared.counters.bad_frames.inc();
                     tracing::warn!(peer = %from, %error, "connection closed");
@@ -212,6 +212,7 @@ impl Server {
     async fn receive<R: AsyncRead + Unpin>(
         &self,
         from: &NodeId,
+        wire: u16,
         incoming: &mut Incoming<R>,
         outbox: &Arc<Outbox>,
         served: &Arc<Semaphore>,
@@ -233,7 +234,7 @@ impl Server {
                 self.shared.counters.expired_unserved.inc();
                 continue;
             }
-            if let Err(error) = self.start(from, &frame, outbox, permit).await {
+            if let Err(error) = self.start(from, wire, &frame, outbox, permit).await {
                 self.shared.counters.bad_frames.inc();
                 return Ended::Io(std::io::Error::other(error));
             }
@@ -244,6 +245,7 @@ impl Server {
     async fn start(
         &self,
         from: &NodeId,
+        wire: u16,
         frame: &Frame,
         outbox: &Arc<Outbox>,
         permit: OwnedSemaphorePermit,
@@ -253,13 +255,13 @@ impl Server {
         let mut response = self.handler.handle(from, request);
         // A task polls it again and leaves its own waker, so that this one may be forgotten.
         match poll_fn(|context| Poll::Ready(response.as_mut().poll(context))).await {
-            Poll::Ready(response) => queue(outbox, id, &response),
+            Poll::Ready(response) => queue(outbox, wire, id, &response),
             Poll::Pending => {
                 let outbox = outbox.clone();
                 self.shared.env.tasks.spawn(async move {
                     let response = response.await;
                     outbox.below(ANSWER_BYTES_MAX).await;
-                    queue(&outbox, id, &response);
+                    queue(&outbox, wire, id, &response);
                     drop(permit);
                 });
             }
@@ -285,12 +287,12 @@ impl Server {
 }
 
 /// Queues an answer. When the connection is gone nobody waits for it.
-fn queue(outbox: &Outbox, id: u64, response: &Response) {
-    let queued = outbox.push(None, usize::MAX, |out| encode_response(response, id, out));
+fn queue(outbox: &Outbox, wire: u16, id: u64, response: &Response) {
+    let queued = outbox.push(None, usize::MAX, |out| encode_response_as(wire, response, id, out));
     if let Err(Rejected::TooLarge(error)) = queued {
         tracing::error!(%error, "an answer was not sent");
         let refused = Response { clock: response.clock, body: ReplicaResponse::Refused(Refusal::Busy) };
-        let _ = outbox.push(None, usize::MAX, |out| encode_response(&refused, id, out));
+        let _ = outbox.push(None, usize::MAX, |out| encode_response_as(wire, &refused, id, out));
     }
 }
 

@@ -136,7 +136,11 @@ pub(super) async fn get(
             return Outcome::Undecided(heard);
         }
     }
-    LateVersions::note(shared, unasked.iter().map(|replica| &replicas[*replica]), key, version);
+    // A replica that was asked and is slow is compared too: what it answers yet, nobody hears.
+    let is_told = |replica: &usize| heard.told.iter().any(|(told, _)| told == replica);
+    let others = candidates.iter().filter(|replica| *replica != own && !is_told(replica));
+    let late: PerReplica<&NodeId> = others.map(|replica| &replicas[*replica]).collect();
+    LateVersions::note(shared, late.iter().copied(), key, version);
     Outcome::Agreed(record)
 }
 

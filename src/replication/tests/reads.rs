@@ -180,6 +180,30 @@ async fn a_slow_replica_is_hedged_by_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slow_replica_that_is_behind_is_mended() {
+    // The simulation found a replica that stayed behind although every key was read: it had been asked, was slow, and another
+    // was asked in its place, so that neither the read nor the comparison afterwards heard its answer.
+    let ring = ring();
+    let shared = ring.nodes[0].shared.clone();
+    let (newer, older) = (record(7, "new"), record(5, "old"));
+    let slow = (1..3).find(|node| {
+        shared.ring.primaries_of_key(b"k").iter().find(|id| **id != shared.own) == Some(&ring.name(*node))
+    });
+    let slow = slow.unwrap();
+    for node in 0..3 {
+        ring.plant(node, "k", if node == slow { older.clone() } else { newer.clone() }).await;
+    }
+    let name = ring.name(slow);
+    ring.rule(
+        move |_, to, _| if *to == name { Fate::Delay(Duration::from_millis(50)) } else { Fate::Deliver },
+    );
+    assert_eq!(ring.get(0, "k").await.unwrap().as_deref(), Some("new"));
+    assert_eq!(ring.nodes[0].coordinator.stats().hedged_reads, 1);
+    ring.settle().await;
+    assert_eq!(ring.held(slow, "k"), Some(newer));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replica_that_does_not_vote_is_replaced_by_another() {
     let ring = ring();
     ring.put(0, "k", "v").await.unwrap();

@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kvstore::env::{Planted, Tasks};
@@ -29,6 +30,8 @@ const WELL_FOR: Duration = Duration::from_secs(4);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// One acknowledgement of so many is held against what a loss of power would leave.
 const POWER_CHECKED_ONE_IN: u64 = 40;
+/// So many of them in a run, at most: each recovers an engine.
+const POWER_CHECKED_MAX: u64 = 30;
 /// A node at rest has a handful of loops for each peer, and nothing else.
 const TASKS_AT_REST_MAX: usize = 64;
 
@@ -75,7 +78,9 @@ pub fn acknowledged(world: &World, begun: Instant, key: usize, quorum: Quorum, a
         ));
     }
     let is_checked = !quorum.sloppy && world.shared.checks.below(0..POWER_CHECKED_ONE_IN) == 0;
-    if is_checked && world.shared.options.is_real {
+    let checked = &world.shared.power_checked;
+    if is_checked && world.shared.options.is_real && checked.load(Ordering::Relaxed) < POWER_CHECKED_MAX {
+        checked.fetch_add(1, Ordering::Relaxed);
         survives_power_cut(world, begun, key, quorum, at_least);
     }
 }

@@ -162,8 +162,8 @@ pub fn directed(seed: u64, mistake: Mistake) -> Options {
             options.faults = Faults { partitions: true, ..calm };
         }
         Mistake::ScanCountsNonVotingPages => {
-            (options.clients, options.think_ms_max) = (6, 10);
-            options.mix = Mix { scans: 60, ..HALVES };
+            (options.clients, options.think_ms_max) = (5, 30);
+            options.mix = Mix { scans: 30, ..HALVES };
             options.faults = Faults { wipes_apart: true, ..Faults::none() };
         }
         Mistake::ScanWithoutTombstones => {

@@ -147,7 +147,7 @@ impl Faults {
             swaps: rng.chance(0.15),
             copies: rng.chance(0.15),
             restores: seldom(),
-            set_backs: seldom(),
+            set_backs: false, // searched for by the planted bugs only, until long runs have passed with it
             fair_spells: coin(),
             weather: Weather {
                 delay_max: Duration::from_millis([2, 10, 40][rng.below(0..3) as usize]),

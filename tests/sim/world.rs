@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use kvstore::cluster::Ring;
@@ -44,6 +45,8 @@ pub struct Shared {
     pub ring: Ring,
     /// Chance of the checks, so that they disturb nothing else.
     pub checks: Rng,
+    /// How many acknowledgements were held against a loss of power.
+    pub power_checked: AtomicU64,
     planted: Planted,
     starter: Starter,
     /// A clock that is always right.
@@ -177,6 +180,7 @@ impl World {
                 net: SimNet::new(names.collect(), rng.fork(), trace.clone()),
                 ring: options.shape.ring(),
                 checks: rng.fork(),
+                power_checked: AtomicU64::new(0),
                 options: options.clone(),
                 rng,
                 trace,
@@ -530,6 +534,8 @@ impl World {
         }
         vfs.halt();
         self.shared.net.remove(node);
+        let machine = &mut self.shared.machines.lock()[node];
+        machine.voted = machine.voted.map(|_| Instant::now()); // its engine served until now
         Some(tasks)
     }
 

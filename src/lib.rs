@@ -5,6 +5,8 @@ pub mod cluster;
 pub mod config;
 pub mod engine;
 pub mod env;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod gossip;
 pub mod hints;
 pub mod hlc;

@@ -274,8 +274,8 @@ impl World {
             if !picked(operation) {
                 return Verdict::Pass;
             }
-            // A full disk is no reason to stop for good, unless it shows at a sync.
-            let is_clean = verdict == Verdict::Fail(ErrorKind::StorageFull) && !operation.op.is_sync();
+            // Neither a full disk nor a want of descriptors is a reason to stop for good, unless it shows at a sync.
+            let is_clean = verdict != Verdict::Fail(ErrorKind::Other) && !operation.op.is_sync();
             doubtful.fetch_or(!is_clean, Ordering::SeqCst);
             verdict
         });

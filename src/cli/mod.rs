@@ -19,6 +19,7 @@ pub mod client;
 pub mod completions;
 pub mod config;
 pub mod del;
+mod descriptors;
 pub mod dial;
 pub mod doctor;
 pub mod exit;

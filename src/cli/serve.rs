@@ -20,16 +20,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::system::uname;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::descriptors::Descriptors;
 use super::exit::{self, Error};
 use super::log::Log;
 use super::raw::RawArgs;
-use super::{help, log, reload};
+use super::{descriptors, help, log, reload};
 use crate::cluster::assign;
 use crate::config::{self, Config, Loaded, settings};
 use crate::env::Env;
@@ -41,10 +41,6 @@ use crate::tls::Tls;
 use crate::util::hosts::Hosts;
 use crate::util::shutdown::{Shutdown, ShutdownListener};
 
-/// File descriptors kept for tables, logs and peers.
-const DESCRIPTORS_RESERVED: u64 = 512;
-/// Connections of clients a node takes, at most.
-const CONNECTIONS_MAX: u64 = 10_000;
 /// How long a body may take before its rate counts, and the rate it must keep.
 const BODY_GRACE: Duration = Duration::from_secs(10);
 const BODY_RATE_MIN: usize = 16 << 10;
@@ -102,13 +98,22 @@ fn run_with(config: &Config, warnings: &[String]) -> ExitCode {
 }
 
 fn start(config: &Config, warnings: &[String]) -> Result<(), String> {
-    let connections_max = raise_descriptor_limit();
+    let peers = config.members.len().saturating_sub(1);
+    let descriptors = descriptors::raise_and_divide(config.worker_threads, peers);
+    let config = &Config { open_tables_max: descriptors.tables, ..config.clone() };
     let listeners = listen(config)?;
     let log = log::init(config)?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let result = serve_on(listeners, config, connections_max, &log);
+    if descriptors.missing > 0 {
+        let missing = descriptors.missing;
+        tracing::warn!(
+            missing,
+            "too few file descriptors for all that a node does: raise the limit (ulimit -n)"
+        );
+    }
+    let result = serve_on(listeners, config, descriptors, &log);
     log.flush();
     result
 }
@@ -116,17 +121,17 @@ fn start(config: &Config, warnings: &[String]) -> Result<(), String> {
 fn serve_on(
     mut listeners: Vec<TcpListener>,
     config: &Config,
-    connections_max: usize,
+    descriptors: Descriptors,
     log: &Log,
 ) -> Result<(), String> {
     let runtime = runtime()?;
     let first = listeners.remove(0);
     let mut limits = ServerLimits {
-        connections_max: connections_max / config.worker_threads.max(1),
+        connections_max: (descriptors.clients / config.worker_threads.max(1)).max(1),
         ..ServerLimits::default()
     };
     limits.timeouts.idle = config.idle_timeout;
-    let parts = Parts::new(config, log)?;
+    let parts = Parts::new(config, descriptors.from_peers, log)?;
     let stop = Arc::new(Shutdown::default());
     let stopped = Shutdown::default();
     let workers: Vec<_> = listeners
@@ -154,10 +159,12 @@ struct Parts {
     transport: Arc<TcpTransport>,
     tls: Option<Arc<Tls>>,
     log: Log,
+    /// Connections from peers.
+    from_peers_max: usize,
 }
 
 impl Parts {
-    fn new(config: &Config, log: &Log) -> Result<Self, String> {
+    fn new(config: &Config, from_peers_max: usize, log: &Log) -> Result<Self, String> {
         let env = Env::real();
         let tls = config.tls.clone().map(Tls::load).transpose().map_err(|error| error.to_string())?;
         let tls = tls.map(Arc::new);
@@ -181,7 +188,8 @@ impl Parts {
             tls: tls.clone(),
             log_lines_dropped: log.dropped(),
         };
-        Ok(Self { api: Api::with(api_limits(config), settings), env, transport, tls, log: log.clone() })
+        let api = Api::with(api_limits(config), settings);
+        Ok(Self { api, env, transport, tls, log: log.clone(), from_peers_max })
     }
 
     /// Recovers the node. On a thread of its own, so that the doors answer meanwhile; its loops run on this runtime.
@@ -196,7 +204,7 @@ impl Parts {
 
     /// Lets clients and peers in.
     fn open(&self, node: &Node) {
-        let server = Server::new(&self.transport, node.handler());
+        let server = Server::new(&self.transport, node.handler()).with_connections_max(self.from_peers_max);
         self.api.open_to_peers(Box::new(move |mut request, peer| {
             server.accept_upgrade(&mut request, peer).map(Body::whole)
         }));
@@ -356,16 +364,6 @@ fn api_limits(config: &Config) -> ApiLimits {
         body: BodyLimits { size_max: config.body_size_max, grace: BODY_GRACE, rate_min: BODY_RATE_MIN },
         inflight_bytes_max: config.inflight_bytes_max,
     }
-}
-
-/// Takes as many file descriptors as the system gives, and says how many connections that makes.
-fn raise_descriptor_limit() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let in_force = if setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
-    let descriptors = in_force.current.unwrap_or(u64::MAX);
-    let connections = descriptors.saturating_sub(DESCRIPTORS_RESERVED).clamp(64, CONNECTIONS_MAX);
-    connections as usize
 }
 
 fn banner(config: &Config, addr: SocketAddr) -> String {

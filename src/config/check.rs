@@ -91,6 +91,7 @@ impl Checker<'_> {
         let tls = self.tls(&own, members.len())?;
         let sizes = self.sizes()?;
         let config = Config {
+            open_tables_max: Config::default().open_tables_max, // the process's limit decides, when it is known
             port,
             bind_addr,
             advertise_addr: own.to_string(),

@@ -212,6 +212,8 @@ pub struct Config {
     pub sparse_index_interval: usize,
     /// `BLOCK_CACHE_SIZE`, bytes.
     pub block_cache_size: usize,
+    /// Files of tables open at a time; follows from the descriptors that the process may have.
+    pub open_tables_max: usize,
     /// `WAL_COMMIT_INTERVAL`, an upper bound that is met by not waiting; nothing reads it.
     pub wal_commit_interval: Duration,
     /// `WAL_MAX_BATCH_SIZE`, batches.
@@ -300,6 +302,7 @@ impl Default for Config {
             l0_files_max: 4,
             sparse_index_interval: 128,
             block_cache_size: 256 << 20,
+            open_tables_max: 1024,
             wal_commit_interval: Duration::from_millis(5),
             wal_batch_max: 512,
             bloom_bits_per_key: 10,

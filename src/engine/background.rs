@@ -439,11 +439,15 @@ impl Shared {
         in_memory.chain(queued).min()
     }
 
-    /// A full disk may have room later; anything else makes what is durable doubtful.
+    /// A full disk may have room later, and a shortage of descriptors may pass; anything else makes what is durable
+    /// doubtful.
     fn on_flush_error(self: &Arc<Self>, error: &Error, needed: u64) {
         if error.is_no_space() {
             tracing::warn!(%error, needed, dir = %self.dir.display(), "a flush waits for space");
             self.background.lock().hold_flush(error.clone(), needed);
+        } else if error.is_passing() {
+            tracing::warn!(%error, dir = %self.dir.display(), "a flush failed, and is tried again");
+            self.background.lock().hold_flush(error.clone(), 0);
         } else {
             self.poison(error);
         }

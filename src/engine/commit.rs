@@ -316,7 +316,7 @@ impl Shared {
             Ok(bytes) => bytes,
             // A part of the group may be in the file, and a crash before the next log is begun would bring it back: so
             // these writers are told that it is unknown. All before it is synced, and the next log says so.
-            Err(error) if error.is_clean_no_space() => {
+            Err(error) if error.is_clean() => {
                 writer.unstage();
                 (log.writer, log.is_spoilt) = (Some(writer), true);
                 return Err(Failure { error, is_fatal: false });
@@ -398,8 +398,12 @@ impl Shared {
         }
     }
 
-    /// Nothing of a group was written; a full disk is no reason to stop for good.
+    /// Nothing of a group was written; a full disk, or a shortage that may pass, is no reason to stop for good.
     fn in_making_room(&self, error: Error) -> Failure {
+        if error.is_passing() {
+            tracing::warn!(%error, "a group of writes was refused");
+            return Failure { error, is_fatal: false };
+        }
         if !error.is_no_space() {
             return Failure::fatal(error);
         }

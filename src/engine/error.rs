@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::env::vfs::is_no_space;
+use crate::env::vfs::{is_no_space, is_passing};
 
 /// Why the storage engine could not do what it was asked. Cheap to clone: a group of writers shares one.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -68,6 +68,21 @@ impl Error {
     /// Reports bytes that are not what was written.
     pub fn corruption(path: impl Into<PathBuf>, offset: u64, detail: impl Into<String>) -> Self {
         Self::Corruption { path: path.into(), offset, detail: detail.into() }
+    }
+
+    /// Whether nothing was done, and it may be possible a moment later: the process was short of descriptors, say.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Busy { .. } => true,
+            Self::Io { source, .. } => is_passing(source),
+            _ => false,
+        }
+    }
+
+    /// Whether what failed left nothing in doubt, so that it may be tried again. (Operations that sync are named so.)
+    pub fn is_clean(&self) -> bool {
+        let is_sync = matches!(self, Self::Io { op, .. } if op.starts_with("sync"));
+        (self.is_no_space() || self.is_passing()) && !is_sync
     }
 
     /// Whether a full disk refused something before anything became doubtful: no sync failed, and what the refused

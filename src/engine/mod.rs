@@ -71,7 +71,7 @@ mod sync_times;
 pub mod verify;
 pub mod version;
 mod waiters;
-mod wal;
+pub(crate) mod wal;
 mod write_batch;
 
 pub use db::{Engine, EngineScan};

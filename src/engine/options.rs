@@ -72,6 +72,8 @@ pub struct Options {
     pub sparse_index_interval: usize,
     /// Bytes of blocks and rows kept in memory.
     pub block_cache_size: usize,
+    /// Files of tables that are open at a time; of others the next read opens them again.
+    pub open_files_max: usize,
     /// Batches a commit group, at most.
     pub wal_batch_max: usize,
     /// Bits of bloom filter a key.
@@ -101,6 +103,7 @@ impl Default for Options {
             l0_files_max: 4,
             sparse_index_interval: 128,
             block_cache_size: 256 << 20,
+            open_files_max: 1024,
             wal_batch_max: 512,
             bloom_bits_per_key: 10,
             bloom_size_l0: None,

@@ -6,6 +6,8 @@
 //!   returned `Ok`; before that a crash may keep the old state or the new.
 //! - A `sync` or `sync_dir` that failed says nothing about what is durable, and a second one proves nothing
 //!   either (fsyncgate): the caller must stop trusting the file.
+//! - An error for which [`is_passing`] holds had no effect, and the same operation may succeed a moment later. A failed
+//!   sync is never reported as such.
 //! - A rename replaces its target at once for all who open it, and a crash shows either the old or the new.
 //!
 //! Paths are whole paths; a directory must exist before files are made in it.
@@ -14,6 +16,8 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+
+use rustix::io::Errno;
 
 /// A file system. All operations may block.
 pub trait Vfs: Send + Sync + fmt::Debug {
@@ -80,6 +84,22 @@ pub trait VfsLock: Send + Sync + fmt::Debug {}
 /// Whether the disk, or what this user may take of it, is full.
 pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether an operation failed only because the process or the machine was short of descriptors or memory, or because of
+/// a signal: EMFILE, ENFILE, ENOMEM, EINTR.
+pub fn is_passing(error: &io::Error) -> bool {
+    const CODES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::INTR];
+    match error.raw_os_error() {
+        Some(code) => CODES.iter().any(|passing| passing.raw_os_error() == code),
+        None => matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::OutOfMemory),
+    }
+}
+
+/// What a sync reports that failed with `error`: what is durable is unknown, whatever the reason, so it never passes for
+/// an error that [`is_passing`].
+pub(super) fn failed_sync(error: io::Error) -> io::Error {
+    if is_passing(&error) { io::Error::other(format!("the sync failed: {error}")) } else { error }
 }
 
 /// Replaces a small file atomically and durably: a temporary name, a sync, a rename, a sync of the directory.

@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
-use super::vfs::{Vfs, VfsFile, VfsLock};
+use super::vfs::{Vfs, VfsFile, VfsLock, failed_sync};
 
 /// A kind of operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -227,7 +228,12 @@ impl State {
         if op == Op::Sync {
             self.untrusted.insert(path.to_owned());
         }
-        Err(error)
+        // A directory is opened before it is synced, so that EMFILE and ENFILE mean that nothing was tried.
+        let is_unopened = op == Op::SyncDir
+            && [Errno::MFILE, Errno::NFILE]
+                .iter()
+                .any(|code| error.raw_os_error() == Some(code.raw_os_error()));
+        Err(if op.is_sync() && !is_unopened { failed_sync(error) } else { error })
     }
 }
 

@@ -28,13 +28,13 @@ const EXPIRED: u8 = 0x11;
 const TOMBSTONE: u8 = 0x12;
 
 /// What a key of the hints' engine stands for.
-pub(super) enum Decoded {
+pub(crate) enum Decoded {
     Hint { target: NodeId, prefix_len: usize },
     Dirty { target: NodeId, range: u16 },
     Damage { table: u64, offset: u64 },
 }
 
-pub(super) fn decode_key(key: &Key) -> Option<Decoded> {
+pub(crate) fn decode_key(key: &Key) -> Option<Decoded> {
     let mut reader = Reader::new(key.as_bytes());
     let first = reader.text().ok()?;
     if !first.is_empty() {
@@ -58,7 +58,7 @@ pub(super) fn decode_key(key: &Key) -> Option<Decoded> {
 }
 
 /// No target has an empty name, so these keys begin as no hint's does.
-pub(super) fn dirty_key(target: &NodeId, range: u16) -> Result<Key, Error> {
+pub(crate) fn dirty_key(target: &NodeId, range: u16) -> Result<Key, Error> {
     let mut bytes = vec![0, b'd'];
     put_bytes(&mut bytes, target.as_str().as_bytes());
     bytes.extend_from_slice(&range.to_be_bytes());
@@ -77,14 +77,14 @@ pub(super) fn target_prefix(target: &NodeId) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn hint_key(target: &NodeId, key: &Key) -> Result<Key, Error> {
+pub(crate) fn hint_key(target: &NodeId, key: &Key) -> Result<Key, Error> {
     let mut bytes = target_prefix(target);
     bytes.extend_from_slice(key.as_bytes());
     Key::internal(bytes).map_err(|_| Error::KeyTooLong)
 }
 
 /// What is stored for a hinted record.
-pub(super) fn encode_record(record: &Record) -> Value {
+pub(crate) fn encode_record(record: &Record) -> Value {
     let (kind, content, content_type, expires_at) = match record {
         Record::Value { value, .. } => {
             (VALUE, value.as_bytes(), value.content_type().cloned(), value.expires_at())
@@ -99,7 +99,7 @@ pub(super) fn encode_record(record: &Record) -> Value {
 }
 
 /// The hint that an entry of the engine is.
-pub(super) fn decode_hint(prefix: &[u8], key: &Key, stored: &Record) -> Option<Hint> {
+pub(crate) fn decode_hint(prefix: &[u8], key: &Key, stored: &Record) -> Option<Hint> {
     let user_key: Bytes = key.to_bytes().slice(prefix.len()..);
     let value = stored.as_value()?;
     let timestamp = stored.timestamp();

@@ -15,7 +15,7 @@
 //! there, a key's newer hint replaces the older one, so a counter written a million times is one hint.
 
 mod age;
-mod encoding;
+pub(crate) mod encoding;
 pub mod replay;
 pub mod store;
 

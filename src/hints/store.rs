@@ -38,6 +38,8 @@ use crate::util::ticker::{Ticker, Ticks};
 const MEMTABLE_SIZE: usize = 8 << 20;
 /// Hints are read once, by the replayer: a cache for them is of little use.
 const BLOCK_CACHE_SIZE: usize = 4 << 20;
+/// Files of tables that are open at a time.
+pub const OPEN_FILES_MAX: usize = 8;
 /// What a hint weighs beside its key and value, for the cap.
 const HINT_OVERHEAD: u64 = 32;
 
@@ -220,6 +222,7 @@ impl HintStore {
         let options = Options {
             memtable_size: MEMTABLE_SIZE,
             block_cache_size: BLOCK_CACHE_SIZE,
+            open_files_max: OPEN_FILES_MAX,
             queue_bytes_max: settings.queue_bytes_max,
             tombstones: TombstonePolicy::DropWhenUncovered,
             commit_lane: Lane::Aside,

@@ -340,6 +340,7 @@ fn engine_options(config: &Config, env: &Env, ring: &Ring, hlc: &Arc<Hlc>) -> en
         l0_files_max: config.l0_files_max,
         sparse_index_interval: config.sparse_index_interval,
         block_cache_size: config.block_cache_size,
+        open_files_max: config.open_tables_max,
         wal_batch_max: config.wal_batch_max,
         queue_bytes_max: Bounds::of(config).commit_queue,
         bloom_bits_per_key: config.bloom_bits_per_key,

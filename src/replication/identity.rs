@@ -181,7 +181,7 @@ impl Identity {
         vfs::replace_file(&*env.fs, path, &self.encode())
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.put_u128_le(self.uuid);
         self.founding.encode(&mut out);
@@ -217,7 +217,7 @@ impl Identity {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (body, crc) = bytes.split_last_chunk::<4>().ok_or(DecodeError("a checksum"))?;
         if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
             return Err(DecodeError("a checksum that fits"));
@@ -369,8 +369,10 @@ impl Inner {
         let identity = self.identity.lock().clone();
         identity.write(&self.env, &self.path).map_err(|error| {
             tracing::error!(%error, path = %self.path.display(), "identity not written");
-            // A full disk leaves the old one or the new one, and the next try writes all of it again.
-            self.failed.store(!vfs::is_no_space(&error), Ordering::Relaxed);
+            // After a full disk, or a shortage that passes, there is the old one or the new one, and the next try writes
+            // all of it again.
+            let may_be_tried_again = vfs::is_no_space(&error) || vfs::is_passing(&error);
+            self.failed.fetch_or(!may_be_tried_again, Ordering::Relaxed);
             NotSaved
         })
     }

@@ -225,6 +225,7 @@ fn check_items(shared: &Shared, from: &NodeId, items: &[(Key, Record)]) -> Resul
 fn refusal(error: &Error) -> Refusal {
     match error {
         Error::NoSpace { .. } => Refusal::NoSpace,
+        error if error.is_passing() => Refusal::Busy,
         Error::Busy { .. } => Refusal::Busy,
         Error::Closed | Error::Locked { .. } => Refusal::NotReady,
         Error::Corruption { .. } => Refusal::Damaged,

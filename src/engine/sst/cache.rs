@@ -1,4 +1,5 @@
-//! `TableCache`: what lookups keep of tables in memory, bounded in bytes: data blocks, and single records.
+//! `TableCache`: what lookups keep of tables in memory, bounded in bytes: data blocks, and single records. Beside them it
+//! keeps the open files of tables, bounded in number.
 //!
 //! ```text
 //! key ──> row there? ──yes──> record
@@ -26,6 +27,7 @@ use quick_cache::{Equivalent, OptionsBuilder, Weighter};
 use super::BLOCK_SIZE;
 use super::block::Block;
 use super::obsolete::ObsoleteTables;
+use super::open_files::OpenFiles;
 use crate::env::rng::{Rng, SeededHasher};
 use crate::types::Record;
 
@@ -84,6 +86,7 @@ impl Weighter<RowId, Record> for ByBytes {
 pub struct TableCache {
     blocks: Cache<BlockId, Block, ByBytes, SeededHasher>,
     rows: Cache<RowId, Record, ByBytes, SeededHasher>,
+    files: OpenFiles,
     /// Figures: relaxed, they order nothing.
     hits: AtomicU64,
     misses: AtomicU64,
@@ -98,12 +101,13 @@ impl fmt::Debug for TableCache {
 }
 
 impl TableCache {
-    /// A cache of at most `capacity` bytes.
-    pub fn new(capacity: usize, rng: &Rng) -> Self {
+    /// A cache of at most `capacity` bytes and `files_max` open files.
+    pub fn new(capacity: usize, files_max: usize, rng: &Rng) -> Self {
         let rows = capacity / ROWS_PART;
         Self {
             blocks: cache(capacity - rows, BLOCK_SIZE / 2, rng),
             rows: cache(rows, ROW_WEIGHT, rng),
+            files: OpenFiles::new(files_max),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             corruptions: AtomicU64::new(0),
@@ -114,6 +118,11 @@ impl TableCache {
     /// Files of the tables that share this cache which are to be closed and removed in the background.
     pub fn obsolete(&self) -> &ObsoleteTables {
         &self.obsolete
+    }
+
+    /// The files of tables that are open.
+    pub(crate) fn files(&self) -> &OpenFiles {
+        &self.files
     }
 
     /// A block of table `number`.
@@ -209,7 +218,7 @@ mod tests {
     #[test]
     fn the_cache_never_holds_more_bytes_than_it_may() {
         for capacity in [0, 1000, 100_000, 1 << 20] {
-            let cache = TableCache::new(capacity, &Rng::from_seed(1));
+            let cache = TableCache::new(capacity, 64, &Rng::from_seed(1));
             for n in 0..1000u64 {
                 cache.insert_block(n % 7, n, block(100 + 20 * n as usize));
                 assert!(cache.bytes() <= capacity as u64, "{} > {capacity}", cache.bytes());
@@ -219,7 +228,7 @@ mod tests {
 
     #[test]
     fn blocks_of_the_same_offset_in_different_files_are_kept_apart() {
-        let cache = TableCache::new(1 << 20, &Rng::from_seed(1));
+        let cache = TableCache::new(1 << 20, 64, &Rng::from_seed(1));
         cache.insert_block(1, 0, block(100));
         cache.insert_block(2, 0, block(200));
         assert_eq!(cache.block(1, 0).unwrap().len(), 100);
@@ -234,7 +243,7 @@ mod tests {
 
     #[test]
     fn rows_of_other_tables_and_of_keys_with_the_same_hash_are_kept_apart() {
-        let cache = TableCache::new(1 << 20, &Rng::from_seed(1));
+        let cache = TableCache::new(1 << 20, 64, &Rng::from_seed(1));
         cache.insert_row(1, b"a", 7, &record("a of 1"));
         cache.insert_row(2, b"a", 7, &record("a of 2"));
         cache.insert_row(1, b"b", 7, &record("b of 1"));
@@ -248,7 +257,7 @@ mod tests {
     #[test]
     fn rows_stay_within_their_part_and_large_values_make_none() {
         let capacity = 1 << 20;
-        let cache = TableCache::new(capacity, &Rng::from_seed(1));
+        let cache = TableCache::new(capacity, 64, &Rng::from_seed(1));
         for n in 0..20_000u64 {
             cache.insert_row(1, &n.to_be_bytes(), n, &record(&"v".repeat(n as usize % 300)));
             assert!(cache.bytes() <= (capacity / ROWS_PART) as u64);

@@ -25,6 +25,7 @@ pub mod builder;
 pub mod cache;
 pub mod expiries;
 pub mod obsolete;
+pub mod open_files;
 pub mod reader;
 
 use std::path::{Path, PathBuf};
@@ -238,7 +239,7 @@ pub(crate) fn version_for(kind: Kind) -> u32 {
     }
 }
 
-fn block_crc(number: u64, offset: u64, checked: &[u8]) -> u32 {
+pub(crate) fn block_crc(number: u64, offset: u64, checked: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&number.to_le_bytes());
     crc.update(&offset.to_le_bytes());

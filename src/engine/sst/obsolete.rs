@@ -24,14 +24,14 @@ pub struct ObsoleteTables {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    files: Vec<(PathBuf, Arc<dyn VfsFile>)>,
+    files: Vec<(PathBuf, Option<Arc<dyn VfsFile>>)>,
     /// The directory is not ours any more: nothing in it is removed.
     is_closed: bool,
 }
 
 impl ObsoleteTables {
-    /// Takes over the last handle of a file that is to be removed. Does no I/O while the engine is open.
-    pub(super) fn push(&self, path: PathBuf, file: Arc<dyn VfsFile>) {
+    /// Takes over a file that is to be removed, and its last handle if it is open. Does no I/O while the engine is open.
+    pub(super) fn push(&self, path: PathBuf, file: Option<Arc<dyn VfsFile>>) {
         let mut waiting = self.waiting.lock();
         if !waiting.is_closed {
             waiting.files.push((path, file));
@@ -61,7 +61,7 @@ impl ObsoleteTables {
     }
 }
 
-fn remove(fs: &dyn Vfs, files: Vec<(PathBuf, Arc<dyn VfsFile>)>) {
+fn remove(fs: &dyn Vfs, files: Vec<(PathBuf, Option<Arc<dyn VfsFile>>)>) {
     for (path, file) in files {
         drop(file);
         let _ = fs.remove(&path); // what stays is an orphan, and removed by the next opening

@@ -1,6 +1,7 @@
 //! `SstReader`: an open table; point lookups and iterators.
 //!
-//! An open table lives as long as someone may read it: versions and iterators share it. Once a compaction has
+//! An open table has its index and bloom filter in memory; its file is open while it is in use (`open_files`). It lives as
+//! long as someone may read it: versions and iterators share it. Once a compaction has
 //! replaced it, whoever lets go last leaves the file to [`super::obsolete`], which closes and removes it in the background.
 
 use std::cmp::Ordering as Order;
@@ -24,7 +25,7 @@ use crate::util::coding::{DecodeError, Reader};
 /// An open table. All methods may be called from any thread.
 #[derive(Debug)]
 pub struct SstReader {
-    file: Arc<dyn VfsFile>,
+    fs: Arc<dyn Vfs>,
     path: PathBuf,
     cache: Arc<TableCache>,
     meta: SstMeta,
@@ -60,10 +61,7 @@ impl SstReader {
     /// Opens table `number`: checks its footer and loads index, bloom filter and properties.
     pub fn open(fs: &Arc<dyn Vfs>, dir: &Path, number: u64, cache: &Arc<TableCache>) -> Result<Self, Error> {
         let path = table_path(dir, number);
-        let file = fs.open(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::corruption(&path, 0, "the table is missing"),
-            _ => Error::io("open", &path, error),
-        })?;
+        let file = fs.open(&path).map_err(|error| cannot_open(&path, error))?;
         let size = file.len().map_err(|error| Error::io("open", &path, error))?;
         let damaged =
             |offset, DecodeError(expected)| Error::corruption(&path, offset, format!("expected {expected}"));
@@ -93,8 +91,9 @@ impl SstReader {
         let meta = SstMeta::decode_properties(number, size, footer.has_expiries(), &mut properties)
             .and_then(|meta| properties.finish().map(|()| meta))
             .map_err(|error| damaged(footer.properties.offset, error))?;
+        cache.files().keep(number, file);
         Ok(Self {
-            file,
+            fs: fs.clone(),
             path,
             cache: cache.clone(),
             meta,
@@ -183,7 +182,9 @@ impl SstReader {
 
     fn read(&self, handle: BlockHandle) -> Result<Block, Error> {
         self.cache.missed();
-        let raw = read_block(&*self.file, &self.path, self.meta.number, handle).inspect_err(|error| {
+        let file = self.cache.files().get(self.meta.number, || self.fs.open(&self.path));
+        let file = file.map_err(|error| cannot_open(&self.path, error))?;
+        let raw = read_block(&*file, &self.path, self.meta.number, handle).inspect_err(|error| {
             if matches!(error, Error::Corruption { .. }) {
                 self.note_damage();
             }
@@ -204,9 +205,17 @@ impl SstReader {
 
 impl Drop for SstReader {
     fn drop(&mut self) {
+        let file = self.cache.files().take(self.meta.number);
         if self.obsolete.load(Ordering::Acquire) {
-            self.cache.obsolete().push(std::mem::take(&mut self.path), self.file.clone());
+            self.cache.obsolete().push(std::mem::take(&mut self.path), file);
         }
+    }
+}
+
+fn cannot_open(path: &Path, error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Error::corruption(path, 0, "the table is missing"),
+        _ => Error::io("open", path, error),
     }
 }
 

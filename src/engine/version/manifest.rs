@@ -130,7 +130,7 @@ impl ManifestWriter {
     /// Appends an edit and syncs.
     ///
     /// # Errors
-    /// After an [`Error::is_clean_no_space`] the edit is not there, and the next one is written over what was begun of it.
+    /// After an [`Error::is_clean`] the edit is not there, and the next one is written over what was begun of it.
     /// Otherwise whether it is durable is unknown: nothing may be appended any more.
     pub fn append(&mut self, edit: &VersionEdit) -> Result<(), Error> {
         let mut bytes = Vec::new();

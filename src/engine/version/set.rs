@@ -145,7 +145,7 @@ impl VersionSet {
         let mut opened = Opened::default();
         let replayed = read_manifest(env, dir, &names, options, &mut opened)?;
         let limits = Limits::of(options);
-        let cache = Arc::new(TableCache::new(options.block_cache_size, &env.rng));
+        let cache = Arc::new(TableCache::new(options.block_cache_size, options.open_files_max, &env.rng));
         let version = open_tables(env, dir, options, &cache, &replayed, &mut opened)?;
         opened.log_number = replayed.log_number;
         opened.tables = version.tables().count();
@@ -445,7 +445,8 @@ impl VersionSet {
         };
         edit.next_file_number = Some(self.next_file_number.load(Ordering::Relaxed));
         if let Err(error) = self.append(&mut log, &edit) {
-            if error.is_clean_no_space() {
+            // What passes was met before the edit was appended: a manifest could not be made.
+            if error.is_clean() || error.is_passing() {
                 discard(&edit, added);
             } else {
                 log.is_poisoned = true; // the tables stay: the edit may be durable
@@ -490,8 +491,15 @@ impl VersionSet {
                 }
                 Ok(())
             }
-            Err(error) if error.is_clean_no_space() => {
-                tracing::warn!(%error, "no space for a new manifest: the old one grows on");
+            Err(error) if error.is_clean() => {
+                tracing::warn!(%error, "a new manifest cannot be made: the old one grows on");
+                Ok(())
+            }
+            // Which of the two a crash would find is unknown, but as yet they say the same: both stay, and the next edit
+            // goes to a third.
+            Err(error) if error.is_passing() => {
+                tracing::warn!(%error, "a new manifest is not durably named: the next edit begins another");
+                log.manifest = None;
                 Ok(())
             }
             Err(error) => {
@@ -551,7 +559,7 @@ impl VersionSet {
         if opened.created {
             return Err(Error::corruption(dir.join("CURRENT"), 0, "it is missing: there is no engine here"));
         }
-        let cache = Arc::new(TableCache::new(options.block_cache_size, &env.rng));
+        let cache = Arc::new(TableCache::new(options.block_cache_size, options.open_files_max, &env.rng));
         let version = open_tables(env, dir, options, &cache, &replayed, &mut opened)?;
         opened.log_number = replayed.log_number;
         opened.tables = version.tables().count();
@@ -585,13 +593,13 @@ impl VersionSet {
 /// Makes a manifest and names it the current one.
 ///
 /// # Errors
-/// After an [`Error::is_clean_no_space`] the one before is still current.
+/// After an [`Error::is_clean`] the one before is still current.
 fn new_manifest(env: &Env, dir: &Path, number: u64, snapshot: &VersionEdit) -> Result<ManifestWriter, Error> {
     let made = ManifestWriter::create(env, dir, number, snapshot)
         // Nothing names it yet, so even a failed sync of it leaves nothing in doubt.
         .map_err(|error| error.during("make a new manifest"))
         .and_then(|manifest| manifest::set_current(env, dir, number).map(|()| manifest));
-    if made.as_ref().is_err_and(Error::is_clean_no_space) {
+    if made.as_ref().is_err_and(Error::is_clean) {
         let _ = env.fs.remove(&manifest::manifest_path(dir, number)); // else a leftover
     }
     made
@@ -651,7 +659,7 @@ fn read_manifest(
 /// All tables that can be opened, as if just flushed. Right as to what is newest, since timestamps decide that;
 /// what a lost edit had removed may be back.
 fn salvage(env: &Env, dir: &Path, names: &[String]) -> Replayed {
-    let cache = Arc::new(TableCache::new(0, &env.rng));
+    let cache = Arc::new(TableCache::new(0, 1, &env.rng));
     let numbers = names.iter().filter_map(|name| table_number(name));
     let tables = numbers.filter_map(|number| SstReader::open(&env.fs, dir, number, &cache).ok());
     Replayed {

@@ -55,8 +55,8 @@ const FORMAT_VERSION_UNSALTED: u8 = 1;
 /// Bytes of the opening frame of version 1.
 const UNSALTED_OPENING_LEN: usize = 50;
 
-const KIND_BATCH: u8 = 1; // stored: never renumber
-pub(in crate::engine) const KIND_OPENING: u8 = 2;
+pub(crate) const KIND_BATCH: u8 = 1; // stored: never renumber
+pub(crate) const KIND_OPENING: u8 = 2;
 
 /// What distinguishes the frames of one log from all other bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +168,7 @@ impl Frame {
 }
 
 /// Appends a frame that will stand at `offset` of the log with this key; `payload` appends kind and content.
-fn encode_frame(
+pub(crate) fn encode_frame(
     out: &mut Vec<u8>,
     key: LogKey,
     offset: u64,
@@ -189,7 +189,7 @@ fn encode_frame(
 }
 
 /// Appends both opening frames of a log, with which its file begins.
-fn encode_openings(out: &mut Vec<u8>, log_number: u64, opening: Opening, salt: u64) {
+pub(crate) fn encode_openings(out: &mut Vec<u8>, log_number: u64, opening: Opening, salt: u64) {
     for offset in [0, OPENING_LEN] {
         let end = out.len() + OPENING_LEN;
         encode_frame(out, LogKey::plain(log_number), offset as u64, 0, |out| {

@@ -82,7 +82,8 @@ impl Head {
             (None, _) => Some(damage(0, "first")),
         };
         let (opening, Some(salt), _) = first.or(second)? else { return None };
-        Some(Self { opening, key: LogKey::salted(number, salt), batches_at: BATCHES_AT, damage })
+        let batches_at = BATCHES_AT.min(file.len()); // it may have been cut short
+        Some(Self { opening, key: LogKey::salted(number, salt), batches_at, damage })
     }
 }
 

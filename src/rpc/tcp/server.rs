@@ -66,6 +66,12 @@ impl Server {
         }
     }
 
+    /// Takes at most so many connections of peers, in place of [`CONNECTIONS_MAX`].
+    #[must_use]
+    pub fn with_connections_max(self, max: usize) -> Self {
+        Self { connections: Arc::new(Semaphore::new(max.min(CONNECTIONS_MAX))), ..self }
+    }
+
     /// Answers a request for `/internal/rpc`. When the answer is 101, a task of this runtime takes the connection
     /// over as soon as the answer is sent; the HTTP side must serve with upgrades on. The body is a short text.
     pub fn accept_upgrade<B>(

@@ -33,7 +33,7 @@ fn build(env: &Env, number: u64, settings: BuildSettings, entries: &[Entry]) -> 
 }
 
 fn open(env: &Env, number: u64, cache_size: usize) -> Result<Arc<SstReader>, Error> {
-    let cache = Arc::new(TableCache::new(cache_size, &Rng::from_seed(1)));
+    let cache = Arc::new(TableCache::new(cache_size, 64, &Rng::from_seed(1)));
     SstReader::open(&env.fs, dir(), number, &cache).map(Arc::new)
 }
 

@@ -262,7 +262,7 @@ fn on_a_full_disk_deletes_are_taken_and_make_room_for_values() {
             let (engine, _) = machine.open(options).unwrap();
             let written = fill(&machine, &engine, 3 << 20).await;
             assert!(written > 1_000, "{written} values");
-            for number in (0..written).filter(|number| number % deleted_share == 0) {
+            for number in (0..written).filter(|number| number.is_multiple_of(deleted_share)) {
                 let timestamp = Timestamp::from_u64(written + number + 1);
                 let delete = WriteBatch::one(key_of(number), Record::tombstone(timestamp));
                 let outcome = write(&engine, delete).await;

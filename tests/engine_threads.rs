@@ -230,7 +230,7 @@ impl World {
                 }
                 13..16 => engine.measure_space(),
                 16..19 => thread::sleep(Duration::from_millis(rng.below(0..20))),
-                _ if self.seed % 4 == 0 => {
+                _ if self.seed.is_multiple_of(4) => {
                     self.is_closed.store(true, Ordering::SeqCst);
                     let _ = within(self.seed, "close", move || engine.close());
                 }
@@ -253,7 +253,7 @@ impl World {
                     move |operation| !operation.op.is_sync() && fork.chance(how_often),
                     Verdict::FailOs(EMFILE),
                 ),
-                _ if self.seed % 3 == 0 => {
+                _ if self.seed.is_multiple_of(3) => {
                     self.fail(move |_| fork.chance(how_often / 10.0), Verdict::Fail(ErrorKind::Other));
                 }
                 _ => self.fail(

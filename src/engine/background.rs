@@ -558,8 +558,10 @@ mod tests {
         (Box::new(move |outcome| sender.send(outcome).unwrap()), told)
     }
 
-    fn is_table(operation: &Operation<'_>) -> bool {
-        operation.op == Op::Create && operation.path.extension().is_some_and(|extension| extension == "tmp")
+    fn no_space_for_tables(operation: &Operation<'_>) -> Verdict {
+        let is_table = operation.op == Op::Create
+            && operation.path.extension().is_some_and(|extension| extension == "tmp");
+        if is_table { Verdict::Fail(ErrorKind::StorageFull) } else { Verdict::Pass }
     }
 
     /// An engine on real threads that has a record in memory, and whose tables find no space.
@@ -568,10 +570,7 @@ mod tests {
         let env = Env { fs: Arc::new(faults.clone()), ..Env::real() };
         let (engine, _) = Engine::open(&env, Path::new("/engine"), Options::default()).unwrap();
         write(&engine, 1);
-        faults.set_rule(|operation| match is_table(operation) {
-            true => Verdict::Fail(ErrorKind::StorageFull),
-            false => Verdict::Pass,
-        });
+        faults.set_rule(no_space_for_tables);
         (engine, faults)
     }
 
@@ -608,10 +607,7 @@ mod tests {
             write(&engine, number);
             engine.flush().unwrap();
         }
-        faults.set_rule(|operation| match is_table(operation) {
-            true => Verdict::Fail(ErrorKind::StorageFull),
-            false => Verdict::Pass,
-        });
+        faults.set_rule(no_space_for_tables);
         let error = engine.compact().expect_err("nothing was compacted");
         assert!(error.is_no_space(), "{error}");
         faults.clear_rule();
@@ -663,7 +659,7 @@ mod tests {
         assert_eq!((tries(&mut hold, 49), tries(&mut hold, 50)), (0, 1));
         let looks = |hold: &mut Hold| {
             hold.fail(Error::Poisoned, 0);
-            (1..).find(|_| hold.look(0)).unwrap()
+            (1..1_000).find(|_| hold.look(0)).unwrap()
         };
         assert_eq!([0; 7].map(|_| looks(&mut hold)), [2, 4, 8, 16, 32, 64, 64]);
         hold.succeed();

@@ -376,9 +376,6 @@ impl Shared {
     fn new_log(&self, opening: Opening) -> Result<LogWriter, Failure> {
         let number = self.memory.load().active.log_number();
         let begun = self.dir.join(wal::file_name(number));
-        if self.env.fs.exists(&begun).is_ok_and(|exists| exists) {
-            let _ = self.env.fs.remove(&begun); // left by a try that failed; if it stays, the next one fails too
-        }
         let recycled = self.background.lock().recycled.pop();
         let step = self.options.log_step();
         let new = NewLog { number, opening, step, recycled: recycled.as_deref() };

@@ -355,27 +355,24 @@ impl Shared {
         needed: usize,
         mode: QuorumMode,
     ) -> Result<(), NotSent> {
-        match self.clocks.verdict() {
-            Verdict::InBounds | Verdict::Behind(_) => {}
-            Verdict::Ahead(by) => return Err(NotSent::ClockAhead(by)),
-            Verdict::Unchecked => {
-                let why = "the clock has not been compared with the clocks of a majority yet";
-                return Err(NotSent::NotReady(why.to_owned()));
-            }
+        let verdict = self.clocks.verdict();
+        if let Verdict::Ahead(by) = verdict {
+            return Err(NotSent::ClockAhead(by));
         }
         let replicas = self.ring.primaries(range);
         let outlooks = self.outlooks(replicas, Instant::now());
         let mut reachable = outlooks.iter().filter(|outlook| **outlook == Outlook::Counts).count();
-        if reachable >= needed {
-            return Ok(());
-        }
-        if mode == QuorumMode::Sloppy {
+        if reachable < needed && mode == QuorumMode::Sloppy {
             let list = self.ring.preference_list(range);
             reachable += list.fallbacks().iter().filter(|node| !self.is_known_down(node)).count();
         }
-        if reachable >= needed || self.env.planted.has(Mistake::HintCountsAsAck) {
-            return Ok(());
+        if reachable < needed && !self.env.planted.has(Mistake::HintCountsAsAck) {
+            return Err(NotSent::TooFewReplicas { needed, reachable, total: replicas.len() });
         }
-        Err(NotSent::TooFewReplicas { needed, reachable, total: replicas.len() })
+        if verdict == Verdict::Unchecked {
+            let why = "the clock has not been compared with the clocks of a majority yet";
+            return Err(NotSent::NotReady(why.to_owned()));
+        }
+        Ok(())
     }
 }

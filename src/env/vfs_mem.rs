@@ -172,7 +172,7 @@ impl MemVfs {
         copy.crash_keep_all();
         let mut state = self.state.lock();
         let (capacity, life) = (state.capacity, state.life + 1);
-        *state = State { capacity, life, ..copy.state.lock().clone() };
+        *state = State { life, capacity, ..copy.state.lock().clone() };
     }
 
     /// How many handles of files are open.

@@ -38,7 +38,7 @@ impl Head {
             match name.as_str() {
                 "host" => {
                     head.hosts = head.hosts.saturating_add(1);
-                    head.bad_host |= !value.as_bytes().iter().all(is_of_host);
+                    head.bad_host |= !value.as_bytes().iter().copied().all(is_of_host);
                 }
                 "content-length" => head.lengths = true,
                 "transfer-encoding" => head.transfer_codings = true,
@@ -115,8 +115,8 @@ impl Head {
 
 /// Whether a host and its port may have this byte (RFC 3986, section 3.2.2). A comma may stand in one, too, but then a proxy
 /// has rather joined two fields.
-fn is_of_host(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._:[]~%!$&'()*+;=".contains(byte)
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._:[]~%!$&'()*+;=".contains(&byte)
 }
 
 /// The codings that all lines of a field list.

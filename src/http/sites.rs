@@ -16,7 +16,7 @@
 //! their own: browsers do not show a page what it may not read.
 
 use hyper::Request;
-use hyper::header::{HOST, HeaderMap, HeaderName, ORIGIN};
+use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 
 use super::access::Access;
 use super::head::Head;
@@ -49,7 +49,7 @@ pub fn check<B>(hosts: &Hosts, access: Access, head: &Head, request: &Request<B>
 }
 
 fn is_cross_site(hosts: &Hosts, host: &[u8], headers: &HeaderMap) -> bool {
-    let mut sites = headers.get_all(SEC_FETCH_SITE).iter().map(|site| site.as_bytes()).peekable();
+    let mut sites = headers.get_all(SEC_FETCH_SITE).iter().map(HeaderValue::as_bytes).peekable();
     if sites.peek().is_some() {
         return sites.any(|site| site != b"same-origin" && site != b"none");
     }

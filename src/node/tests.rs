@@ -229,7 +229,7 @@ impl Ring {
     fn rot(&self, node: usize) {
         let (disk, dir) = (&self.seats[node].disk, Path::new("/node/data"));
         let names = disk.list(dir).unwrap();
-        let is_table = |name: &&String| name.ends_with(".sst");
+        let is_table = |name: &&String| Path::new(name).extension().is_some_and(|end| end == "sst");
         let tables: Vec<_> = names.iter().filter(is_table).map(|name| dir.join(name)).collect();
         assert!(!tables.is_empty(), "{names:?}");
         for table in tables {
@@ -303,10 +303,10 @@ async fn a_founder_that_crashes_before_its_first_vote_votes_when_it_is_back() {
     ring.start(0);
     ring.start(1);
     // Node 0 votes as soon as it has heard node 1, which is killed in that moment.
-    while !ring.not_ready(0).is_empty() && ring.not_ready(1) != "" {
+    while !ring.not_ready(0).is_empty() && !ring.not_ready(1).is_empty() {
         sleep(Duration::from_micros(100)).await;
     }
-    let late = if ring.not_ready(0).is_empty() { 1 } else { 0 };
+    let late = usize::from(ring.not_ready(0).is_empty());
     ring.kill(late);
     sleep(Duration::from_secs(5)).await;
     ring.start(late);

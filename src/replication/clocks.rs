@@ -165,7 +165,7 @@ impl Clocks {
         if std::mem::replace(&mut *inner.told.lock(), now) != now {
             match now {
                 Told::InBounds => {
-                    tracing::info!("this node's clock is within MAX_CLOCK_SKEW of a majority's again")
+                    tracing::info!("this node's clock is within MAX_CLOCK_SKEW of a majority's again");
                 }
                 Told::Ahead => tracing::warn!(
                     seconds,
@@ -185,12 +185,13 @@ impl Clocks {
         if self.inner.told_ahead.swap(ahead.is_some(), Ordering::Relaxed) == ahead.is_some() {
             return;
         }
-        match ahead {
-            Some(ahead) => tracing::warn!(
+        if let Some(ahead) = ahead {
+            tracing::warn!(
                 seconds = ahead.as_secs_f64(),
                 "timestamps given before are ahead of the wall clocks, which were ahead once: the clock goes on from there"
-            ),
-            None => tracing::info!("the wall clocks have caught up with the timestamps given before"),
+            );
+        } else {
+            tracing::info!("the wall clocks have caught up with the timestamps given before");
         }
     }
 }

@@ -80,9 +80,7 @@ fn is_inside(host: &str) -> bool {
         let at = host.len().checked_sub(end.len());
         at.and_then(|at| host.get(at..)).is_some_and(|tail| tail.eq_ignore_ascii_case(end))
     };
-    (host.starts_with('[') && host.ends_with(']'))
-        || !host.contains('.')
-        || INSIDE.iter().any(|end| ends_with(&end))
+    (host.starts_with('[') && host.ends_with(']')) || !host.contains('.') || INSIDE.iter().any(ends_with)
 }
 
 /// A host without its port and without the dot that may end it, in lower case.

@@ -216,7 +216,8 @@ mod tests {
             gated.lane.push(format!("line {number}\n").as_bytes());
         }
         gated.lane.flush(soon());
-        let expected: String = (0..1000).map(|number| format!("line {number}\n")).collect();
+        let expected: String =
+            (0..1000).fold(String::new(), |text, number| text + &format!("line {number}\n"));
         assert_eq!(String::from_utf8(gated.written.lock().clone()).unwrap(), expected);
         assert_eq!(gated.dropped.load(Ordering::Relaxed), 0);
     }

@@ -348,7 +348,7 @@ mod tests {
         file[OPENING_LEN + 1] ^= 1;
         let content = read(&file);
         assert_eq!((content.opening, content.batches.len(), content.damage.len()), (None, 0, 1));
-        assert_eq!(read(&[0; 20_000]), LogContent::default());
+        assert_eq!(read(&vec![0; 20_000]), LogContent::default());
         assert_eq!(read(&[]), LogContent::default());
         let how = ReadLog { synced_end: Some(9000), ..ReadLog::default() };
         assert_eq!(how.read(NUMBER, &Bytes::from(vec![0; 20_000])).damage.len(), 1);

@@ -186,6 +186,8 @@ fn create_anew(fs: &dyn Vfs, path: &Path) -> io::Result<Arc<dyn VfsFile>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Write as _;
+
     use crate::env::vfs::read_file;
     use crate::env::{MemVfs, Rng};
     use crate::types::{Key, Record, Timestamp, Value};
@@ -202,7 +204,7 @@ mod tests {
     fn hex(bytes: &[u8]) -> String {
         let mut text = String::new();
         for (line, bytes) in bytes.chunks(16).enumerate().filter(|(_, bytes)| bytes.iter().any(|b| *b != 0)) {
-            text.push_str(&format!("{:04x} ", line * 16));
+            let _ = write!(text, "{:04x} ", line * 16); // a string takes everything
             text.extend(bytes.iter().map(|byte| format!("{byte:02x}")));
             text.push('\n');
         }

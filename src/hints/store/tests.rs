@@ -246,8 +246,13 @@ async fn a_rotten_byte_costs_the_hints_of_its_block_which_are_counted_and_their_
     setting.tasks.abort_all();
     tokio::time::sleep(Duration::from_millis(1)).await;
     let dir = Path::new("/hints");
-    let tables: Vec<_> =
-        setting.disk.list(dir).unwrap().into_iter().filter(|name| name.ends_with(".sst")).collect();
+    let tables: Vec<_> = setting
+        .disk
+        .list(dir)
+        .unwrap()
+        .into_iter()
+        .filter(|name| Path::new(name).extension().is_some_and(|end| end == "sst"))
+        .collect();
     for table in &tables {
         setting.disk.flip_byte(&dir.join(table), 20_000).unwrap();
     }

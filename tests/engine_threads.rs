@@ -179,7 +179,9 @@ impl World {
             Ok(Ok(_)) => Outcome::Acknowledged,
             Ok(Err(Error::Io { .. })) => Outcome::Unknown,
             Ok(Err(_)) => Outcome::Refused,
-            Err(_) => panic!("seed {}: a write is not answered: {:?}", self.seed, self.engine.stats()),
+            Err(mpsc::RecvTimeoutError::Timeout | mpsc::RecvTimeoutError::Disconnected) => {
+                panic!("seed {}: a write is not answered: {:?}", self.seed, self.engine.stats())
+            }
         };
         self.history.end(key, place, outcome);
         outcome

@@ -13,7 +13,7 @@ use kvstore::http::router::{Parameters, Pattern, Route};
 use kvstore::util::hosts::Hosts;
 use kvstore::util::tokens::Tokens;
 
-/// Doors that give a value, its ETag with it.
+/// Endpoints that give a value with its `ETag`.
 const READS: [&str; 4] = ["/get?key=k", "/kv/aw==", "/blobs/k", "/v1/kv/k"];
 
 /// A request that each route takes: method, target, body.
@@ -27,13 +27,12 @@ fn request_of(route: Route) -> (&'static str, String, &'static str) {
     let (query, body) = match route {
         Route::Put | Route::SimpleSet => ("", r#"{"key":"k","value":"new"}"#),
         Route::Get | Route::Delete | Route::SimpleDelete | Route::Explain => ("?key=k", ""),
-        Route::Batch => ("", r#"{"items":[{"key":"k","value":"new"}]}"#),
+        Route::Batch | Route::OwnPutMany => ("", r#"{"items":[{"key":"k","value":"new"}]}"#),
         Route::DeleteRange | Route::OwnDeleteRange => ("?all=true", ""),
         Route::VikdbRange => ("?start=a", ""),
         Route::VikdbBatch => ("", r#"{"keys":["aw=="],"values":["bmV3"]}"#),
         Route::VikdbPut => ("", r#"{"value":"bmV3"}"#),
         Route::OwnGetMany | Route::OwnDeleteMany => ("", r#"{"keys":["k"]}"#),
-        Route::OwnPutMany => ("", r#"{"items":[{"key":"k","value":"new"}]}"#),
         Route::CheckpointMake | Route::CheckpointRemove => ("?name=copy", ""),
         Route::BlobPut | Route::OwnPut => ("", "new"),
         _ => ("", ""),
@@ -498,7 +497,7 @@ fn an_upload_that_is_refused_early_is_told_so_however_long_it_takes() {
             .send(format!("{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n"))
             .unwrap();
         for _ in 0..20 {
-            client.send([0; 1_000_000]).unwrap_or_else(|error| panic!("{method} {target}: {error}"));
+            client.send(vec![0; 1_000_000]).unwrap_or_else(|error| panic!("{method} {target}: {error}"));
             std::thread::sleep(Duration::from_millis(100));
         }
         assert_eq!(client.answer_to(method).map(|answer| answer.code), Some(code), "{method} {target}");

@@ -207,7 +207,7 @@ pub fn directed(seed: u64, mistake: Mistake) -> Options {
         }
         Mistake::StopForgetsStragglers => {
             (options.keys, options.clients, options.think_ms_max, options.mix) = (64, 6, 10, HALVES);
-            options.shape = Shape::plain(3, Duration::from_millis(1000));
+            options.shape = Shape::plain(3, Duration::from_secs(1));
             options.faults = Faults { restarts: true, ..calm };
             options.faults.weather.lost = 0.1;
         }

@@ -690,7 +690,7 @@ impl Storm {
             }
             (3..5).for_each(|away| self.cut_both(at(wiped), at(away), false));
         }
-        sleep(Duration::from_millis(4000)).await;
+        sleep(Duration::from_secs(4)).await;
         self.world.shared.net.heal();
         sleep(Duration::from_secs(4)).await; // for the rebuild
     }
@@ -810,7 +810,8 @@ impl Storm {
         let part = if self.rng.chance(0.7) { "data" } else { "hints" };
         let dir = self.world.dir(node).join(part);
         let names = disk.list(&dir).unwrap_or_default();
-        let tables: Vec<_> = names.iter().filter(|name| name.ends_with(".sst")).collect();
+        let tables: Vec<_> =
+            names.iter().filter(|name| Path::new(name).extension().is_some_and(|end| end == "sst")).collect();
         if tables.is_empty() {
             return;
         }

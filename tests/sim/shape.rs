@@ -115,6 +115,8 @@ impl Shape {
 /// The nodes that hold a key.
 pub fn replicas_of(ring: &Ring, key: &Key) -> Vec<usize> {
     let primaries = ring.primaries_of_key(key.as_bytes());
-    let number = |id: &NodeId| (0..).find(|node| name_of(*node) == *id).expect("a member");
+    let number = |id: &NodeId| {
+        (0..ring.membership().members().len()).find(|node| name_of(*node) == *id).expect("a member")
+    };
     primaries.iter().map(number).collect()
 }

@@ -259,7 +259,7 @@ impl World {
 
     /// From the next start on a node's data lies there.
     pub fn set_dir(&self, node: usize, dir: &Path) {
-        self.shared.machines.lock()[node].dir = dir.to_owned();
+        self.shared.dir.clone_into(&mut self.shared.machines.lock()[node].dir);
     }
 
     /// Makes operations of a node's disk fail by a rule, until its next start.
@@ -282,7 +282,9 @@ impl World {
             }
             machine.relieve(Trouble::Failing);
             drop(machines);
-            troubles.iter().for_each(|trouble| self.relieve(node, *trouble));
+            for trouble in troubles {
+                self.relieve(node, trouble);
+            }
         }
     }
 
@@ -439,6 +441,7 @@ impl World {
     }
 
     /// Crashes a node that is up or starting; it starts again after `pause`. Says whether there was one.
+    #[allow(clippy::needless_pass_by_value)] // a crash happens once
     pub fn crash(&self, node: usize, crash: Crash, pause: Duration) -> bool {
         let mut machines = self.shared.machines.lock();
         let machine = &mut machines[node];

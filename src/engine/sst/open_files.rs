@@ -78,7 +78,8 @@ impl OpenFiles {
     }
 
     /// How many are open.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.state.lock().files.len()
     }
 }

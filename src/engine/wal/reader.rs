@@ -109,6 +109,11 @@ impl ReadLog {
     fn read_frames(self, key: LogKey, file: &Bytes, mut at: usize, content: &mut LogContent) {
         content.end = at as u64;
         loop {
+            // Even before the first frame: a full disk may have refused all that was to follow the opening.
+            if self.synced_end.is_some_and(|end| at as u64 >= end) && !self.cut_at_first_bad {
+                content.end = at as u64;
+                return; // what lies behind was cut off by an earlier recovery, or refused
+            }
             if let Some(frame) = Frame::decode(key, file, at) {
                 at = frame.end as usize;
                 content.take(&frame);
@@ -122,10 +127,6 @@ impl ReadLog {
                         at = next;
                     }
                 }
-            }
-            if self.synced_end.is_some_and(|end| at as u64 >= end) && !self.cut_at_first_bad {
-                content.end = at as u64;
-                return; // what lies behind was cut off by an earlier recovery
             }
         }
     }
@@ -306,6 +307,13 @@ mod tests {
         let how = ReadLog { synced_end: Some(offsets[1]), ..ReadLog::default() };
         let content = how.read(NUMBER, &Bytes::from(file));
         assert_eq!((batches(&content), content.end), (vec![&b"one"[..]], offsets[1]));
+        // A log whose every append a full disk refused ends where its opening does, whatever lies behind.
+        let (mut file, offsets) = log_of(&[&[b"refused"]]);
+        let how = ReadLog { synced_end: Some(offsets[0]), ..ReadLog::default() };
+        let nothing = how.read(NUMBER, &Bytes::from(file.clone()));
+        assert_eq!((nothing.batches, nothing.end, nothing.damage), (vec![], offsets[0], vec![]));
+        file.truncate(offsets[0] as usize);
+        assert_eq!(how.read(NUMBER, &Bytes::from(file)).damage, []);
     }
 
     #[test]

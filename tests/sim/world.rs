@@ -259,7 +259,7 @@ impl World {
 
     /// From the next start on a node's data lies there.
     pub fn set_dir(&self, node: usize, dir: &Path) {
-        self.shared.dir.clone_into(&mut self.shared.machines.lock()[node].dir);
+        dir.clone_into(&mut self.shared.machines.lock()[node].dir);
     }
 
     /// Makes operations of a node's disk fail by a rule, until its next start.

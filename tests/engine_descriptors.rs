@@ -124,9 +124,9 @@ fn a_sync_that_fails_for_want_of_memory_poisons_as_every_failed_sync_does() {
 fn writes_go_on_by_themselves_once_there_are_descriptors_again() {
     let faults = FaultVfs::new(Arc::new(MemVfs::new()));
     let engine = opened(&faults).unwrap();
-    faults.set_rule(|operation| match OPENING.contains(&operation.op) {
-        true => Verdict::FailOs(Errno::MFILE.raw_os_error()),
-        false => Verdict::Pass,
+    faults.set_rule(|operation| {
+        let is_short = OPENING.contains(&operation.op);
+        if is_short { Verdict::FailOs(Errno::MFILE.raw_os_error()) } else { Verdict::Pass }
     });
     let mut written = 0;
     let refused = loop {

@@ -91,7 +91,9 @@ fn main() -> ExitCode {
     while from < seeds.end {
         let to = seeds.end.min(from + SEEDS_A_PRINT);
         let (right, wrong) = sweep(from..to, |seed| run(&flags.options(seed), Planted::default(), &starter));
-        right.iter().for_each(|report| print(report, flags.trace));
+        for report in &right {
+            print(report, flags.trace);
+        }
         if let Some(wrong) = wrong {
             println!("{}", explain(&wrong));
             if !flags.no_shrink {

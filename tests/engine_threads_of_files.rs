@@ -2,18 +2,19 @@
 //!
 //! Closing the last handle of a large file that has no name any more makes the file system free its blocks, which takes
 //! milliseconds. Readers used to do that whenever they were the last users of a table that a compaction had replaced.
-#![allow(clippy::disallowed_methods)] // threads are what is tested here
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // threads are what is tested here
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kvstore::engine::{Engine, Options, WriteBatch};
 use kvstore::env::{Env, MemVfs, Rng, Vfs, VfsFile, VfsLock};
 use kvstore::types::{Key, KeyRange, Record, Timestamp, Value};
+use parking_lot::Mutex;
 
 const KEYS: u64 = 2_000;
 
@@ -23,7 +24,7 @@ type Counts = Arc<Mutex<BTreeMap<String, u64>>>;
 fn count(counts: &Counts, path: &Path) {
     if path.extension().is_some_and(|extension| extension == "sst") {
         let name = thread::current().name().unwrap_or("?").to_owned();
-        *counts.lock().unwrap().entry(name).or_default() += 1;
+        *counts.lock().entry(name).or_default() += 1;
     }
 }
 
@@ -170,7 +171,7 @@ fn no_reader_closes_or_removes_a_table() {
     stop.store(true, Ordering::Relaxed);
     let reads: Vec<_> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
     engine.close().unwrap();
-    let counts = counts.lock().unwrap().clone();
+    let counts = counts.lock().clone();
     let in_background = counts.get("kv-background").copied().unwrap_or_default();
     assert!(in_background > 300, "{counts:?} beside {reads:?} reads");
     assert!(
@@ -189,7 +190,8 @@ fn what_a_slow_reader_held_is_removed_soon_after() {
     scan.next().unwrap().unwrap();
     engine.write(batch(0..KEYS, 1)).unwrap();
     engine.compact().unwrap();
-    let tables = || disk.list(Path::new("/db")).unwrap().iter().filter(|name| name.ends_with(".sst")).count();
+    let is_table = |name: &&String| Path::new(name).extension().is_some_and(|end| end == "sst");
+    let tables = || disk.list(Path::new("/db")).unwrap().iter().filter(is_table).count();
     let held = tables();
     drop(scan);
     assert_eq!(tables(), held, "the reader does not remove them itself");
@@ -203,6 +205,6 @@ fn what_a_slow_reader_held_is_removed_soon_after() {
         thread::sleep(std::time::Duration::from_millis(10));
     }
     assert_eq!(tables(), in_tables);
-    assert!(counts.lock().unwrap().keys().all(|name| name == "kv-background"));
+    assert!(counts.lock().keys().all(|name| name == "kv-background"));
     engine.close().unwrap();
 }

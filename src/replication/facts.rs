@@ -12,7 +12,7 @@
 //! then vote because of it (`standing`).
 //!
 //! What is remembered of a peer moves on only along one history of its disk, so that a disk that lost a part of its
-//! history hears of it whenever it first meets somebody who knows ([`Past`] decides, and is pure):
+//! history hears of it whenever it first meets somebody who knows (`Past` decides, and is pure):
 //!
 //! ```text
 //! same run as the mark was heard in            its marks only rise: the mark moves on
@@ -172,7 +172,7 @@ impl Past {
     }
 }
 
-/// What is known of the other members, for [`super::standing::may_vote_empty`].
+/// What is known of the other members, for [`super::standing::first_vote`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Met {
     /// Peers heard within the time asked for.

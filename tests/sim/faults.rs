@@ -254,6 +254,9 @@ impl Faults {
     }
 }
 
+/// How old a state of a disk must be before the disk is put back to it: marks lie 0.4 s ahead and are told every 0.2 s.
+const SNAPSHOT_AGE_MIN: Duration = Duration::from_secs(1);
+
 struct Storm {
     world: World,
     rng: Rng,
@@ -261,7 +264,7 @@ struct Storm {
     /// Replicas that have lost synced bytes, and which start of each may be the one that mends it.
     damaged: Vec<(usize, u64)>,
     /// Earlier states of disks.
-    snapshots: BTreeMap<usize, (MemVfs, PathBuf)>,
+    snapshots: BTreeMap<usize, (Instant, MemVfs, PathBuf)>,
     /// Checkpoints made so far.
     checkpoints: u64,
 }
@@ -535,7 +538,7 @@ impl Storm {
         if self.rng.chance(0.4) || !self.snapshots.contains_key(&node) {
             if self.is_whole() {
                 trace!(self.world.shared.trace, "snapshot of {node}");
-                let state = (self.world.disk(node).fork(), self.world.dir(node));
+                let state = (Instant::now(), self.world.disk(node).fork(), self.world.dir(node));
                 self.snapshots.insert(node, state);
             }
             return;
@@ -544,7 +547,11 @@ impl Storm {
         if !self.may_damage(node) || self.world.shared.net.is_cut_anywhere() {
             return;
         }
-        let Some((before, dir)) = self.snapshots.remove(&node) else { return };
+        // A state that is hardly older than what its peers remember cannot be told from theirs (docs/guarantees.md).
+        if self.snapshots.get(&node).is_some_and(|(taken, ..)| taken.elapsed() < SNAPSHOT_AGE_MIN) {
+            return;
+        }
+        let Some((_, before, dir)) = self.snapshots.remove(&node) else { return };
         if self.world.crash(node, Crash::Replace(before), self.draw(down_max)) {
             self.world.set_dir(node, &dir);
             self.note_damaged(node);

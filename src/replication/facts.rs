@@ -264,7 +264,7 @@ impl FactsKeeper {
         };
         self.inner
             .identity
-            .update(move |identity| {
+            .update_once_there_is_room(move |identity| {
                 identity.standing = super::Standing::Voting;
                 identity.has_voted = true;
                 identity.rebuild.clear();

@@ -119,6 +119,9 @@ pub enum Error {
     },
 }
 
+/// How often a change that found the disk full is written again.
+const RETRY_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// An identity could not be made durable. The node does not vote by it until it is restarted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the identity file could not be written")]
@@ -357,6 +360,20 @@ impl IdentityFile {
         self.note(change);
         let inner = self.inner.clone();
         self.inner.env.pool.run(Lane::Aside, move || inner.save()).await
+    }
+
+    /// Changes it, and returns once the change is on disk. While the disk is full it is tried again: what a node may vote by
+    /// must be written before it goes on, and space may return.
+    pub async fn update_once_there_is_room(
+        &self,
+        change: impl FnOnce(&mut Identity),
+    ) -> Result<(), NotSaved> {
+        let mut saved = self.update(change).await;
+        while saved.is_err() && !self.has_failed() {
+            tokio::time::sleep(RETRY_EVERY).await;
+            saved = self.update(|_| {}).await;
+        }
+        saved
     }
 }
 

@@ -204,7 +204,7 @@ impl StandingKeeper {
         }
         let reason = self.facts.alarm().map(|alarm| alarm.to_string());
         tracing::warn!(reason, "this node's disk cannot be trusted: it rebuilds from its peers");
-        self.identity.update(Identity::fall).await
+        self.identity.update_once_there_is_room(Identity::fall).await
     }
 
     /// Waits until a peer's memory says that this disk was set back, unless that was known before.

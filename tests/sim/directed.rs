@@ -164,7 +164,9 @@ pub fn directed(seed: u64, mistake: Mistake) -> Options {
         Mistake::ScanCountsNonVotingPages => {
             (options.clients, options.think_ms_max) = (5, 30);
             options.mix = Mix { scans: 30, ..HALVES };
-            options.faults = Faults { wipes_apart: true, ..Faults::none() };
+            options.shape = Shape::plain(3, timeout);
+            options.faults = Faults { wipes: true, crashes: true, partitions: true, ..calm };
+            options.faults.weather.lost = 0.2;
         }
         Mistake::ScanWithoutTombstones => {
             (options.keys, options.mix) = (8, Mix { scans: 20, deletes: 40, ..HALVES });
